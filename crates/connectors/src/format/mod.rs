@@ -1,0 +1,1 @@
+//! Formats: decoders from raw records to rows.

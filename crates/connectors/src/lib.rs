@@ -1,0 +1,8 @@
+//! Sources, sinks and formats: one file each, and the registry that names them.
+
+pub mod format;
+pub mod registry;
+pub mod simulate;
+pub mod sinks;
+pub mod sources;
+pub mod storage;

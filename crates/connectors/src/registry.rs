@@ -1,0 +1,1 @@
+//! The registry: which sources, sinks and formats there are.

@@ -1,0 +1,1 @@
+//! The `influxdb` sink.

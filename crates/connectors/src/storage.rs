@@ -1,0 +1,1 @@
+//! Where a path or URL becomes an object store.

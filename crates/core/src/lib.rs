@@ -1,0 +1,19 @@
+//! The core of Perennial: the words, the contracts and the batch loop.
+//!
+//! This crate knows what a batch is and how it becomes durable. It does not know SQL, a wire protocol, the wall clock or a
+//! disk: those come in from outside.
+
+pub mod checkpoint;
+pub mod config;
+pub mod ddl;
+pub mod decode;
+pub mod env;
+pub mod error;
+pub mod offset;
+pub mod plan;
+pub mod records;
+pub mod sink;
+pub mod source;
+pub mod state;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,127 @@
+//! The contract of the engine: a planned query that runs one batch at a time.
+
+use std::sync::Arc;
+
+use arrow::array::BooleanArray;
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::sink::{BatchId, RowStream};
+use crate::state::{StatePartition, StateSpec};
+
+/// One appearance of a source in a query. A source that is read twice (a self join) appears twice.
+#[derive(Debug, Clone)]
+pub struct PlanInput {
+    /// Name of the source in the job file.
+    pub source: String,
+    /// Indexes of the columns of the source's schema that the query uses, ascending: only these are decoded.
+    pub columns: Vec<usize>,
+    /// Delay of the watermark in microseconds, where the source has one.
+    pub watermark_delay: Option<i64>,
+}
+
+/// What the plan is told about the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchInfo {
+    /// Number of the batch.
+    pub id: BatchId,
+    /// `now()` of this batch: the timestamp in the offset log, in milliseconds since the epoch.
+    pub timestamp_ms: i64,
+    /// The watermark for emission and eviction, in milliseconds since the epoch.
+    pub watermark_ms: i64,
+    /// The watermark for lateness: the one of the batch before, in milliseconds since the epoch.
+    pub late_watermark_ms: i64,
+}
+
+/// What a stateful operator did in a batch (Spark's state operator progress).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OperatorProgress {
+    /// Name of the operator.
+    pub name: String,
+    /// Rows in state after the batch.
+    pub rows_total: u64,
+    /// Rows put in the batch.
+    pub rows_updated: u64,
+    /// Rows removed in the batch.
+    pub rows_removed: u64,
+    /// Rows (for an aggregation: groups) dropped as late.
+    pub rows_dropped_by_watermark: u64,
+    /// Rows dropped as duplicates.
+    pub rows_dropped_duplicate: u64,
+    /// Bytes of memory of the state after the batch.
+    pub memory_bytes: u64,
+}
+
+/// What became of the rows that went into the plan; complete once the output is drained.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlanOutcome {
+    /// Rows that the query's conditions left out (WHERE, a join's key that is NULL, a NULL event time of a window, a duplicate).
+    pub filtered: u64,
+    /// Rows that were dropped as late by the first stateful operator they met.
+    pub late: u64,
+    /// Rows that went into state: an aggregate's group, a join's buffer.
+    pub held: u64,
+    /// Rows that the query made out of one, beyond the first (explode, a join with several matches).
+    pub multiplied: u64,
+    /// Per input of the plan the greatest event time seen, in microseconds since the epoch.
+    pub max_event_times: Vec<Option<i64>>,
+    /// Stateful operators, in the order of [`QueryPlan::state`].
+    pub operators: Vec<OperatorProgress>,
+}
+
+/// The running batch: rows to write, and afterwards the outcome.
+pub struct Execution {
+    /// The result of the batch.
+    pub rows: RowStream,
+    /// Gives the outcome; call it when `rows` is drained.
+    pub outcome: Box<dyn FnOnce() -> Result<PlanOutcome> + Send>,
+}
+
+/// State partitions of a batch: per operator (in the order of [`QueryPlan::state`]) its partitions. The plan gives them back by
+/// dropping its clones.
+pub type BatchState = Vec<Vec<Arc<std::sync::Mutex<Box<dyn StatePartition>>>>>;
+
+/// A planned query.
+#[async_trait]
+pub trait QueryPlan: Send + Sync {
+    /// What it reads, in the order of Spark's logical plan (left to right): the order of the lines in the offset log.
+    fn inputs(&self) -> &[PlanInput];
+
+    /// Columns of the result.
+    fn schema(&self) -> SchemaRef;
+
+    /// What it keeps: one entry per stateful operator, from the sink towards the sources. Empty for a stateless query.
+    fn state(&self) -> &[StateSpec];
+
+    /// Whether the same input gives the same rows: no `rand()`, no `uuid()`, no order-sensitive aggregate on unordered input.
+    fn deterministic(&self) -> bool;
+
+    /// A canonical text of the plan as far as the state depends on it: a checkpoint is only continued by a plan with the same text.
+    fn fingerprint(&self) -> String;
+
+    /// The plan for people.
+    fn explain(&self) -> String;
+
+    /// Whether a batch without new rows makes sense after the watermark moved (Spark's no-data batch).
+    fn wants_no_data_batch(&self) -> bool;
+
+    /// In how many partitions the state is kept and the work is done.
+    fn parallelism(&self) -> usize;
+
+    /// To which of `partitions` each key of an operator belongs; used to spread restored state. `keys` are the key columns.
+    fn partition_of(&self, keys: &[arrow::array::ArrayRef], partitions: usize) -> Result<Vec<u32>>;
+
+    /// Runs one batch. `inputs[i]` are the streams of rows of input `i`, with the columns of [`PlanInput::columns`].
+    async fn execute(&self, batch: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState) -> Result<Execution>;
+}
+
+/// A predicate over rows of a source: an expectation's check.
+pub trait Predicate: Send + Sync + std::fmt::Debug {
+    /// Indexes of the columns of the source's schema that it reads.
+    fn columns(&self) -> &[usize];
+
+    /// True, false or NULL per row. `rows` has all columns that [`Predicate::columns`] names, by the source's names.
+    fn evaluate(&self, rows: &RecordBatch) -> Result<BooleanArray>;
+}

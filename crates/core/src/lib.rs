@@ -6,14 +6,19 @@
 pub mod checkpoint;
 pub mod config;
 pub mod ddl;
+pub mod dead_letter;
 pub mod decode;
 pub mod env;
 pub mod error;
+pub mod expectation;
+pub mod guarantee;
 pub mod offset;
 pub mod plan;
+pub mod policy;
 pub mod records;
 pub mod sink;
 pub mod source;
 pub mod state;
+pub mod watermark;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,163 @@
+//! Dead letters: what could not be processed, kept whole with the reason, once.
+
+mod files;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ErrorClass, Result};
+use crate::records::RawRecord;
+use crate::sink::BatchId;
+
+pub use files::{FileDeadLetters, Journal};
+
+/// Where in the way of a batch a record failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It could not be decoded.
+    Decode,
+    /// It broke an expectation.
+    Expectation,
+    /// An expression of the query failed on it.
+    Execute,
+    /// The sink refused it.
+    Sink,
+}
+
+/// One record that failed.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Name of the source.
+    pub source: String,
+    /// The record exactly as read. For sources of rows, the value is the row as JSON.
+    pub record: RawRecord,
+    /// Where it failed.
+    pub stage: Stage,
+    /// Class of the error.
+    pub class: &'static ErrorClass,
+    /// What was wrong.
+    pub message: String,
+    /// Expectations that it broke.
+    pub rules: Vec<String>,
+}
+
+/// The batch that dead letters belong to.
+#[derive(Debug, Clone)]
+pub struct LetterBatch {
+    /// Name of the query.
+    pub query: String,
+    /// Number of the batch.
+    pub batch: BatchId,
+    /// Timestamp of the batch in the offset log, in milliseconds since the epoch: the same in every attempt.
+    pub timestamp_ms: i64,
+    /// Timestamp of the batch before, in milliseconds since the epoch; 0 for none.
+    pub last_timestamp_ms: i64,
+    /// Records that the batch read.
+    pub records_read: u64,
+    /// Version of the job.
+    pub job_version: String,
+    /// Whether an earlier attempt at this batch may have written its letters.
+    pub again: bool,
+}
+
+/// The error part of an entry, as people know it from their PySpark jobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EntryError {
+    /// The error class.
+    #[serde(rename = "type")]
+    pub class: String,
+    /// The message of the first record.
+    pub message: String,
+    /// What to do.
+    pub recommendation: String,
+    /// What the job did.
+    pub action: String,
+}
+
+/// The context part of an entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EntryContext {
+    /// The batch.
+    pub batch_id: BatchId,
+    /// The batch timestamp of the batch before.
+    pub last_ts: String,
+    /// Records that the batch read.
+    pub records_queried: u64,
+}
+
+/// One line of `failed_batches_YYYYMMDD.json`: one for each batch and error class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The batch.
+    pub batch_id: BatchId,
+    /// The batch timestamp, `2025-11-21T09:45:30.123456`, UTC.
+    pub timestamp: String,
+    /// The error.
+    pub error: EntryError,
+    /// The context.
+    pub context: EntryContext,
+    /// At most the first five records, as JSON where they are JSON.
+    pub sample_records: Vec<serde_json::Value>,
+    /// Identity of the entry: query, batch and class. Unique.
+    pub id: String,
+    /// The query.
+    pub query: String,
+    /// How many records failed so.
+    pub records: u64,
+    /// The object that holds them all, whole, relative to the directory of the dead letters.
+    pub records_object: String,
+    /// The version of the job.
+    pub job_version: String,
+}
+
+/// What is in the dead letters, in the shape of `GET /health/dlq`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DeadLetterStats {
+    /// Number of entries (batches and errors, not records).
+    pub total_entries: u64,
+    /// Entries by error class.
+    pub error_types: std::collections::BTreeMap<String, u64>,
+    /// The oldest entry.
+    pub first_error: Option<EntrySummary>,
+    /// The newest entry.
+    pub last_error: Option<EntrySummary>,
+    /// Where they lie.
+    pub dlq_directory: String,
+}
+
+/// An entry, in short.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EntrySummary {
+    /// The batch.
+    pub batch_id: BatchId,
+    /// When.
+    pub timestamp: String,
+    /// The error class.
+    pub error_type: String,
+}
+
+/// Where dead letters go.
+#[async_trait]
+pub trait DeadLetters: Send + Sync {
+    /// Writes the letters of a batch; durable when it returns. Writing the letters of a batch again has no effect.
+    async fn write(&self, batch: &LetterBatch, letters: Vec<DeadLetter>) -> Result<()>;
+
+    /// What is there.
+    async fn stats(&self) -> Result<DeadLetterStats>;
+}
+
+/// A timestamp as the entries have it: microseconds, UTC, without a suffix.
+pub fn timestamp_text(micros: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(micros).unwrap_or_default().format("%Y-%m-%dT%H:%M:%S%.6f").to_string()
+}
+
+/// Bytes as JSON: text where they are UTF-8.
+fn text_or_base64(bytes: &Bytes) -> (&'static str, String) {
+    use base64::Engine;
+    match std::str::from_utf8(bytes) {
+        Ok(text) => ("", text.to_owned()),
+        Err(_) => ("_base64", base64::engine::general_purpose::STANDARD.encode(bytes)),
+    }
+}

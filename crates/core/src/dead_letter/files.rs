@@ -1,0 +1,327 @@
+//! Dead letters in files: `failed_batches_YYYYMMDD.json` for people, and beside it the records, whole.
+//!
+//! The records of a batch and class are one object with a name that follows from the batch, so that writing it again changes nothing.
+//! The entry is one line of the day's file, where the day is that of the batch timestamp: a batch that runs again looks for its
+//! entries in one file and adds what is missing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use serde_json::{Map, Value, json};
+use tokio::sync::Mutex;
+
+use super::{
+    DeadLetter, DeadLetterStats, DeadLetters, Entry, EntryContext, EntryError, EntrySummary, LetterBatch,
+    text_or_base64, timestamp_text,
+};
+use crate::error::{Error, ErrorClass, Result};
+use crate::records::RecordPosition;
+
+/// A file that only grows, line by line.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Adds lines (each ended by `\n`) to the file `name`; durable when it returns. A last line without its end, left by a crash, is
+    /// removed first.
+    async fn append(&self, name: &str, lines: String) -> Result<()>;
+
+    /// The content of the file; empty where there is none.
+    async fn read(&self, name: &str) -> Result<Bytes>;
+
+    /// Names of the files.
+    async fn names(&self) -> Result<Vec<String>>;
+}
+
+/// A journal on any object store, which cannot append: the file is written anew each time.
+#[async_trait]
+impl Journal for Arc<dyn ObjectStore> {
+    async fn append(&self, name: &str, lines: String) -> Result<()> {
+        let mut content = Journal::read(self, name).await?.to_vec();
+        content.truncate(content.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1));
+        content.extend_from_slice(lines.as_bytes());
+        self.put(&Path::from(name), content.into()).await?;
+        Ok(())
+    }
+
+    async fn read(&self, name: &str) -> Result<Bytes> {
+        match self.get(&Path::from(name)).await {
+            Ok(found) => Ok(found.bytes().await?),
+            Err(object_store::Error::NotFound { .. }) => Ok(Bytes::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn names(&self) -> Result<Vec<String>> {
+        let listed = self.list_with_delimiter(None).await?;
+        Ok(listed.objects.iter().filter_map(|o| o.location.filename().map(str::to_owned)).collect())
+    }
+}
+
+/// Dead letters in a directory or below an object store's prefix.
+pub struct FileDeadLetters {
+    objects: Arc<dyn ObjectStore>,
+    journal: Arc<dyn Journal>,
+    directory: String,
+    /// What is there, once it was read; kept up to date. Also makes the queries of a job take turns.
+    stats: Mutex<Option<DeadLetterStats>>,
+}
+
+impl FileDeadLetters {
+    /// Dead letters in `objects`, with the daily files in `journal` (the same place). `directory` is what people are told.
+    pub fn new(objects: Arc<dyn ObjectStore>, journal: Arc<dyn Journal>, directory: impl Into<String>) -> Self {
+        Self { objects, journal, directory: directory.into(), stats: Mutex::new(None) }
+    }
+
+    /// All entries, oldest file first.
+    pub async fn entries(&self) -> Result<Vec<Entry>> {
+        let mut names = self.journal.names().await?;
+        names.retain(|name| name.starts_with("failed_batches_") && name.ends_with(".json"));
+        names.sort();
+        let mut entries = Vec::new();
+        for name in names {
+            entries.extend(parse_entries(&self.journal.read(&name).await?));
+        }
+        Ok(entries)
+    }
+
+    /// The records of an entry, one JSON object each.
+    pub async fn records(&self, entry: &Entry) -> Result<Vec<Value>> {
+        let packed = self.objects.get(&Path::from(entry.records_object.as_str())).await?.bytes().await?;
+        let damaged = |what: String| {
+            Error::new(crate::error::class::CHECKPOINT_CORRUPT, format!("{}: {what}", entry.records_object))
+        };
+        let plain = zstd::decode_all(packed.as_ref()).map_err(|e| damaged(format!("does not decompress: {e}")))?;
+        let lines = plain.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).map_err(|e| damaged(format!("is not JSON: {e}")))).collect()
+    }
+}
+
+/// The entries of a daily file. Lines that are not entries are somebody else's and are passed over.
+fn parse_entries(content: &[u8]) -> impl Iterator<Item = Entry> {
+    content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+fn count(stats: &mut DeadLetterStats, entry: &Entry) {
+    let summary = EntrySummary {
+        batch_id: entry.batch_id,
+        timestamp: entry.timestamp.clone(),
+        error_type: entry.error.class.clone(),
+    };
+    stats.total_entries += 1;
+    *stats.error_types.entry(entry.error.class.clone()).or_default() += 1;
+    stats.first_error.get_or_insert_with(|| summary.clone());
+    stats.last_error = Some(summary);
+}
+
+#[async_trait]
+impl DeadLetters for FileDeadLetters {
+    async fn write(&self, batch: &LetterBatch, letters: Vec<DeadLetter>) -> Result<()> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let day = chrono::DateTime::from_timestamp_millis(batch.timestamp_ms).unwrap_or_default();
+        let file = day.format("failed_batches_%Y%m%d.json").to_string();
+        let mut by_class: BTreeMap<&'static str, (&'static ErrorClass, Vec<DeadLetter>)> = BTreeMap::new();
+        for letter in letters {
+            by_class.entry(letter.class.code).or_insert_with(|| (letter.class, Vec::new())).1.push(letter);
+        }
+        let mut entries = Vec::new();
+        for (class, mut letters) in by_class.into_values() {
+            // Cores decode in any order; the file is in the order of the records.
+            letters.sort_by(|a, b| position_key(a).cmp(&position_key(b)));
+            let entry = entry(batch, class, &letters);
+            let packed = pack(batch, &letters)?;
+            self.objects.put(&Path::from(entry.records_object.as_str()), packed.into()).await?;
+            entries.push(entry);
+        }
+
+        let mut stats = self.stats.lock().await;
+        if batch.again {
+            let known: HashSet<String> = parse_entries(&self.journal.read(&file).await?).map(|e| e.id).collect();
+            entries.retain(|entry| !known.contains(&entry.id));
+        }
+        let mut lines = String::new();
+        for entry in &entries {
+            lines.push_str(&serde_json::to_string(entry).map_err(|e| Error::bug(e.to_string()))?);
+            lines.push('\n');
+        }
+        if !lines.is_empty() {
+            self.journal.append(&file, lines).await?;
+        }
+        if let Some(stats) = stats.as_mut() {
+            entries.iter().for_each(|entry| count(stats, entry));
+        }
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<DeadLetterStats> {
+        let mut stats = self.stats.lock().await;
+        if stats.is_none() {
+            let mut counted = DeadLetterStats { dlq_directory: self.directory.clone(), ..Default::default() };
+            self.entries().await?.iter().for_each(|entry| count(&mut counted, entry));
+            *stats = Some(counted);
+        }
+        Ok(stats.clone().unwrap_or_default())
+    }
+}
+
+fn position_key(letter: &DeadLetter) -> (&str, i64, u64) {
+    match &letter.record.position {
+        RecordPosition::File { path, offset } => (path, 0, *offset),
+        RecordPosition::Kafka { topic, partition, offset, .. } => (topic, i64::from(*partition), *offset as u64),
+        RecordPosition::Sequence { name, number } => (name, 0, *number),
+    }
+}
+
+fn entry(batch: &LetterBatch, class: &'static ErrorClass, letters: &[DeadLetter]) -> Entry {
+    Entry {
+        batch_id: batch.batch,
+        timestamp: timestamp_text(batch.timestamp_ms * 1000),
+        error: EntryError {
+            class: class.code.into(),
+            message: letters.first().map(|l| l.message.clone()).unwrap_or_default(),
+            recommendation: class.recommendation.into(),
+            action: "Continue to next batch".into(),
+        },
+        context: EntryContext {
+            batch_id: batch.batch,
+            last_ts: timestamp_text(batch.last_timestamp_ms * 1000),
+            records_queried: batch.records_read,
+        },
+        sample_records: letters.iter().take(5).map(sample).collect(),
+        id: format!("{}-{}-{}", batch.query, batch.batch, class.code),
+        query: batch.query.clone(),
+        records: letters.len() as u64,
+        records_object: format!("records/{}/{:020}-{}.jsonl.zst", batch.query, batch.batch, class.code),
+        job_version: batch.job_version.clone(),
+    }
+}
+
+/// A record as people want to see it: the JSON itself where it is JSON.
+fn sample(letter: &DeadLetter) -> Value {
+    let Some(value) = &letter.record.value else { return Value::Null };
+    serde_json::from_slice(value).unwrap_or_else(|_| {
+        let (suffix, text) = text_or_base64(value);
+        json!({ format!("_raw{suffix}"): text })
+    })
+}
+
+/// The records, one JSON object a line, compressed. Keys and values that are not UTF-8 stand in base64 under `…_base64`.
+fn pack(batch: &LetterBatch, letters: &[DeadLetter]) -> Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    for letter in letters {
+        let mut line = Map::new();
+        line.insert("query".into(), json!(batch.query));
+        line.insert("batch_id".into(), json!(batch.batch));
+        line.insert("source".into(), json!(letter.source));
+        match &letter.record.position {
+            RecordPosition::File { path, offset } => {
+                line.insert("path".into(), json!(path.as_ref()));
+                line.insert("offset".into(), json!(offset));
+            }
+            RecordPosition::Kafka { topic, partition, offset, timestamp } => {
+                line.insert("topic".into(), json!(topic.as_ref()));
+                line.insert("partition".into(), json!(partition));
+                line.insert("offset".into(), json!(offset));
+                line.insert("timestamp_ms".into(), json!(timestamp));
+            }
+            RecordPosition::Sequence { name, number } => {
+                line.insert("sequence".into(), json!(name.as_ref()));
+                line.insert("offset".into(), json!(number));
+            }
+        }
+        for (name, bytes) in [("key", &letter.record.key), ("value", &letter.record.value)] {
+            match bytes {
+                Some(bytes) => {
+                    let (suffix, text) = text_or_base64(bytes);
+                    line.insert(format!("{name}{suffix}"), json!(text));
+                }
+                None => {
+                    line.insert(name.into(), Value::Null);
+                }
+            }
+        }
+        line.insert("stage".into(), json!(letter.stage));
+        line.insert("error_type".into(), json!(letter.class.code));
+        line.insert("message".into(), json!(letter.message));
+        line.insert("rules".into(), json!(letter.rules));
+        line.insert("first_seen".into(), json!(timestamp_text(batch.timestamp_ms * 1000)));
+        line.insert("job_version".into(), json!(batch.job_version));
+        serde_json::to_writer(&mut plain, &line).map_err(|e| Error::bug(e.to_string()))?;
+        plain.push(b'\n');
+    }
+    zstd::encode_all(plain.as_slice(), 3).map_err(|e| Error::bug(format!("dead letters do not compress: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letter::Stage;
+    use crate::error::class;
+    use crate::records::RawRecord;
+    use object_store::memory::InMemory;
+
+    fn letter(offset: i64, value: &'static [u8]) -> DeadLetter {
+        DeadLetter {
+            source: "readings".into(),
+            record: RawRecord {
+                key: Some(Bytes::from_static(b"\x00k")),
+                value: Some(Bytes::from_static(value)),
+                position: RecordPosition::Kafka { topic: "t".into(), partition: 0, offset, timestamp: 5 },
+            },
+            stage: Stage::Decode,
+            class: class::MALFORMED_RECORD,
+            message: format!("record {offset} is wrong"),
+            rules: vec![],
+        }
+    }
+
+    fn batch(batch: u64, again: bool) -> LetterBatch {
+        LetterBatch {
+            query: "q".into(),
+            batch,
+            timestamp_ms: 1_763_718_330_123,
+            last_timestamp_ms: 1_763_718_000_000,
+            records_read: 100,
+            job_version: "1.0".into(),
+            again,
+        }
+    }
+
+    #[tokio::test]
+    async fn letters_are_whole_and_written_once_even_when_a_crash_tore_the_file() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let open = || FileDeadLetters::new(store.clone(), Arc::new(store.clone()), "./dlq");
+        let letters = || vec![letter(8, b"\xff\x00"), letter(7, br#"{"steps": 8450}"#)];
+        open().write(&batch(1, false), letters()).await.unwrap();
+        // The process died while it wrote the entry of batch 2, and runs batch 2 again; batch 1's entry is there already.
+        let name = Path::from("failed_batches_20251121.json");
+        let mut torn = store.get(&name).await.unwrap().bytes().await.unwrap().to_vec();
+        torn.extend_from_slice(br#"{"batch_id": 2, "timest"#);
+        store.put(&name, torn.into()).await.unwrap();
+        let reopened = open();
+        reopened.write(&batch(1, true), letters()).await.unwrap();
+        reopened.write(&batch(2, true), letters()).await.unwrap();
+        reopened.write(&batch(2, true), letters()).await.unwrap();
+
+        let entries = reopened.entries().await.unwrap();
+        assert_eq!(entries.iter().map(|e| e.batch_id).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(entries[0].timestamp, "2025-11-21T09:45:30.123000");
+        assert_eq!(entries[0].error.message, "record 7 is wrong", "in the order of the records");
+        assert_eq!(entries[0].sample_records, [json!({"steps": 8450}), json!({"_raw_base64": "/wA="})]);
+        let records = reopened.records(&entries[1]).await.unwrap();
+        assert_eq!(records.len(), 2);
+        assert_eq!((&records[0]["offset"], &records[0]["value"]), (&json!(7), &json!(r#"{"steps": 8450}"#)));
+        assert_eq!((&records[1]["value_base64"], &records[1]["key"]), (&json!("/wA="), &json!("\u{0}k")));
+
+        let stats = reopened.stats().await.unwrap();
+        assert_eq!(stats.total_entries, 2);
+        assert_eq!(stats.error_types["MalformedRecord"], 2);
+        assert_eq!(stats.first_error.unwrap().batch_id, 1);
+        assert_eq!(stats.last_error.unwrap().batch_id, 2);
+    }
+}

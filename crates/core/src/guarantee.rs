@@ -1,0 +1,110 @@
+//! The delivery guarantee of a query, computed from its parts.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::sink::{Delivery, OutputMode};
+use crate::source::Replay;
+
+/// What a query promises about each record. Ordered from weakest to strongest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// Records may be lost after a failure.
+    AtMostOnce,
+    /// Records may be doubled after a failure.
+    AtLeastOnce,
+    /// Every record counts once, whatever fails.
+    ExactlyOnce,
+}
+
+impl fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AtMostOnce => "at_most_once",
+            Self::AtLeastOnce => "at_least_once",
+            Self::ExactlyOnce => "exactly_once",
+        })
+    }
+}
+
+/// The guarantee and the part that keeps it from being better.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Computed {
+    /// What the query promises.
+    pub guarantee: Guarantee,
+    /// Which part is the weakest and why; `None` at exactly once.
+    pub weakest: Option<String>,
+}
+
+/// Computes the guarantee of a query from how its sources replay, whether its plan is deterministic and how its sink writes.
+pub fn compute<'a>(
+    sources: impl IntoIterator<Item = (&'a str, Replay)>,
+    deterministic: bool,
+    sink: (&str, Delivery),
+    output_mode: OutputMode,
+) -> Computed {
+    let mut parts: Vec<(Guarantee, String)> = Vec::new();
+    for (name, replay) in sources {
+        match replay {
+            Replay::Exact => {}
+            Replay::AtLeastOnce => parts.push((
+                Guarantee::AtLeastOnce,
+                format!("source {name} may give more or other records when it reads a range again"),
+            )),
+            Replay::Lost => {
+                parts.push((Guarantee::AtMostOnce, format!("source {name} cannot read a range again")));
+            }
+        }
+    }
+    let (name, delivery) = sink;
+    match delivery {
+        Delivery::IdempotentByBatch => {}
+        Delivery::IdempotentByKey if deterministic => {}
+        // A keyed sink only overwrites rows that come again with the same key.
+        Delivery::IdempotentByKey => parts.push((
+            Guarantee::AtLeastOnce,
+            format!("sink {name} overwrites by key, and the query is not deterministic: a batch that runs again may give other keys"),
+        )),
+        Delivery::Append if output_mode == OutputMode::Complete => {}
+        Delivery::Append => {
+            parts.push((Guarantee::AtLeastOnce, format!("sink {name} cannot tell a batch that it has already written")));
+        }
+    }
+    // The first of the weakest parts is named; sources come before the sink.
+    match parts.into_iter().min_by_key(|(guarantee, _)| *guarantee) {
+        Some((guarantee, weakest)) => Computed { guarantee, weakest: Some(weakest) },
+        None => Computed { guarantee: Guarantee::ExactlyOnce, weakest: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_weakest_part_decides() {
+        use Delivery as D;
+        use Guarantee::*;
+        for (replays, deterministic, delivery, expected, named) in [
+            (vec![Replay::Exact, Replay::Exact], true, D::IdempotentByBatch, ExactlyOnce, None),
+            (vec![Replay::Exact], false, D::IdempotentByBatch, ExactlyOnce, None),
+            (vec![Replay::Exact], true, D::IdempotentByKey, ExactlyOnce, None),
+            (vec![Replay::Exact], false, D::IdempotentByKey, AtLeastOnce, Some("not deterministic")),
+            (vec![Replay::Exact], true, D::Append, AtLeastOnce, Some("sink out")),
+            (vec![Replay::Exact, Replay::AtLeastOnce], true, D::IdempotentByBatch, AtLeastOnce, Some("source s1")),
+            (vec![Replay::AtLeastOnce, Replay::Lost], true, D::Append, AtMostOnce, Some("source s1")),
+        ] {
+            let names = ["s0", "s1"];
+            let computed =
+                compute(names.into_iter().zip(replays), deterministic, ("out", delivery), OutputMode::Append);
+            assert_eq!(computed.guarantee, expected);
+            match named {
+                None => assert_eq!(computed.weakest, None),
+                Some(part) => assert!(computed.weakest.clone().unwrap().contains(part), "{computed:?}"),
+            }
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! The core of Perennial: the words, the contracts and the batch loop.
 //!
 //! This crate knows what a batch is and how it becomes durable. It does not know SQL, a wire protocol, the wall clock or a
-//! disk: those come in from outside.
+//! disk: those come in through [`Env`](env::Env) and the traits [`Source`](source::Source), [`Decoder`](decode::Decoder),
+//! [`QueryPlan`](plan::QueryPlan) and [`Sink`](sink::Sink). Begin with [`query`]: it has the way of a batch, top to bottom.
 
 pub mod checkpoint;
 pub mod config;
@@ -12,13 +13,18 @@ pub mod env;
 pub mod error;
 pub mod expectation;
 pub mod guarantee;
+pub mod intake;
+pub mod job;
 pub mod offset;
 pub mod plan;
 pub mod policy;
+pub mod progress;
+pub mod query;
 pub mod records;
 pub mod sink;
 pub mod source;
 pub mod state;
+pub mod supervisor;
 pub mod watermark;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,321 @@
+//! The text formats of the logs (Spark's, version 1), with a checksum in the field that is ours.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result, class};
+use crate::offset::Offset;
+use crate::state::StateRef;
+
+/// The version of what Perennial adds to the formats. A checkpoint with a greater one is refused.
+const FORMAT: u64 = 1;
+/// Stands in the place of the checksum while it is computed.
+const UNSEALED: &str = "00000000";
+
+/// `metadata`: who this checkpoint belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// Identity of the query, a UUID; survives restarts.
+    pub id: String,
+    /// Names of job and query, where Perennial began the checkpoint.
+    pub owner: Option<(String, String)>,
+}
+
+impl Metadata {
+    /// Spark's JSON: `{"id":"…"}`.
+    pub fn encode(&self) -> String {
+        match &self.owner {
+            None => json!({ "id": self.id }).to_string(),
+            Some((job, query)) => {
+                json!({ "id": self.id, "perennial": { "format": FORMAT, "job": job, "query": query } }).to_string()
+            }
+        }
+    }
+
+    /// Reads what [`Metadata::encode`] or Spark wrote.
+    pub fn decode(text: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(text).map_err(|e| corrupt(format!("it is not JSON: {e}")))?;
+        let id = value["id"].as_str().ok_or_else(|| corrupt("it has no id"))?.to_owned();
+        check_format(&value["perennial"])?;
+        let owner = |name: &str| value["perennial"][name].as_str().map(str::to_owned);
+        Ok(Self { id, owner: owner("job").zip(owner("query")) })
+    }
+}
+
+/// `offsets/N`: what batch N reads, and the world it runs in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OffsetEntry {
+    /// The watermark of the batch for emission and eviction, in milliseconds since the epoch.
+    pub watermark_ms: i64,
+    /// The time of the batch, in milliseconds since the epoch: its `now()`.
+    pub timestamp_ms: i64,
+    /// Settings that the checkpoint depends on, under Spark's names.
+    pub conf: Map<String, Value>,
+    /// Where each source's range ends; `None` for a source that has never had an offset.
+    pub offsets: Vec<Option<Offset>>,
+    /// The epoch of the process that wrote it. 0 where Spark wrote it.
+    pub epoch: u64,
+    /// Names of the sources, one per offset. Empty where Spark wrote it.
+    pub sources: Vec<String>,
+    /// Digest of the plan's fingerprint. Empty where Spark wrote it.
+    pub plan: String,
+}
+
+/// How the records of a batch were accounted for. They add up: see [`BatchCounts::missing`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BatchCounts {
+    /// Records read from all sources.
+    pub read: u64,
+    /// Rows that the sink has: for a stateless query these are records.
+    pub written: u64,
+    /// Rows that went into state.
+    pub held: u64,
+    /// Rows that the query's conditions left out.
+    pub filtered: u64,
+    /// Rows dropped as late.
+    pub late: u64,
+    /// Records in the dead letters.
+    pub dead_lettered: u64,
+    /// Records that expectations or the format were told to drop.
+    pub dropped: u64,
+    /// Rows that the query made out of one, beyond the first.
+    pub multiplied: u64,
+}
+
+impl BatchCounts {
+    /// Records that are unaccounted for: 0, or there is a bug. `stateful`: what the sink got came out of the state, not out of the batch.
+    pub fn missing(&self, stateful: bool) -> i64 {
+        let passed = if stateful { self.held } else { self.written };
+        let accounted = passed + self.filtered + self.late + self.dead_lettered + self.dropped;
+        (self.read + self.multiplied) as i64 - accounted as i64
+    }
+}
+
+/// `commits/N`: batch N is done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommitEntry {
+    /// The watermark of the next batch, in milliseconds since the epoch.
+    pub next_watermark_ms: i64,
+    /// What Perennial keeps beside it; `None` where Spark wrote the entry.
+    pub perennial: Option<CommitDetails>,
+}
+
+/// What Perennial keeps of a committed batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CommitDetails {
+    /// The epoch of the process that committed.
+    pub epoch: u64,
+    /// The accounts of the batch.
+    pub counts: BatchCounts,
+    /// Watermarks of the inputs, in milliseconds since the epoch: a restart goes on with them.
+    pub input_watermarks: Vec<Option<i64>>,
+    /// Which files hold the state after the batch; `None` for a stateless query.
+    pub state: Option<StateRef>,
+}
+
+impl OffsetEntry {
+    /// The text of the log file.
+    pub fn encode(&self) -> String {
+        let metadata = json!({
+            "batchWatermarkMs": self.watermark_ms,
+            "batchTimestampMs": self.timestamp_ms,
+            "conf": self.conf,
+            "perennial": {
+                "format": FORMAT, "epoch": self.epoch, "sources": self.sources, "plan": self.plan, "crc32c": UNSEALED,
+            },
+        });
+        let mut text = format!("v1\n{metadata}");
+        for offset in &self.offsets {
+            text.push('\n');
+            text.push_str(offset.as_ref().map_or("-", Offset::as_str));
+        }
+        seal(text)
+    }
+
+    /// Reads what [`OffsetEntry::encode`] or Spark wrote.
+    pub fn decode(text: &str) -> Result<Self> {
+        let (metadata, rest) = body(text)?;
+        verify(text, &metadata["perennial"])?;
+        let ours = &metadata["perennial"];
+        Ok(Self {
+            watermark_ms: integer(&metadata, "batchWatermarkMs")?,
+            timestamp_ms: integer(&metadata, "batchTimestampMs")?,
+            conf: metadata["conf"].as_object().cloned().unwrap_or_default(),
+            offsets: rest.map(|line| (line != "-").then(|| Offset::from_json(line))).collect(),
+            epoch: ours["epoch"].as_u64().unwrap_or_default(),
+            sources: match ours["sources"].as_array() {
+                Some(names) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
+                None => Vec::new(),
+            },
+            plan: ours["plan"].as_str().unwrap_or_default().to_owned(),
+        })
+    }
+}
+
+impl CommitEntry {
+    /// The text of the log file.
+    pub fn encode(&self) -> Result<String> {
+        let mut metadata = json!({ "nextBatchWatermarkMs": self.next_watermark_ms });
+        if let Some(details) = &self.perennial {
+            let mut ours =
+                serde_json::to_value(details).map_err(|e| Error::bug(format!("a commit does not encode: {e}")))?;
+            ours["format"] = FORMAT.into();
+            ours["crc32c"] = UNSEALED.into();
+            metadata["perennial"] = ours;
+        }
+        Ok(seal(format!("v1\n{metadata}")))
+    }
+
+    /// Reads what [`CommitEntry::encode`] or Spark wrote.
+    pub fn decode(text: &str) -> Result<Self> {
+        let (metadata, _) = body(text)?;
+        verify(text, &metadata["perennial"])?;
+        let perennial = match &metadata["perennial"] {
+            Value::Null => None,
+            ours => Some(
+                serde_json::from_value(ours.clone()).map_err(|e| corrupt(format!("its details do not read: {e}")))?,
+            ),
+        };
+        Ok(Self { next_watermark_ms: integer(&metadata, "nextBatchWatermarkMs")?, perennial })
+    }
+}
+
+fn corrupt(what: impl Into<String>) -> Error {
+    Error::new(class::CHECKPOINT_CORRUPT, what)
+}
+
+fn body(text: &str) -> Result<(Value, std::str::Lines<'_>)> {
+    let mut lines = text.lines();
+    match lines.next() {
+        Some("v1") => {}
+        Some(other) if other.starts_with('v') => {
+            return Err(Error::new(class::CHECKPOINT_NEWER, format!("its format is {other}; this version reads v1")));
+        }
+        _ => return Err(corrupt("it is empty or torn: the first line is not a version")),
+    }
+    let json = lines.next().ok_or_else(|| corrupt("it is torn: the second line is missing"))?;
+    let value = serde_json::from_str(json).map_err(|e| corrupt(format!("its second line is not JSON: {e}")))?;
+    Ok((value, lines))
+}
+
+fn integer(value: &Value, key: &str) -> Result<i64> {
+    value[key].as_i64().ok_or_else(|| corrupt(format!("{key} is missing")))
+}
+
+fn checksum(text: &str) -> String {
+    format!("{:08x}", crc32c::crc32c(text.as_bytes()))
+}
+
+fn marked(sum: &str) -> String {
+    format!("\"crc32c\":\"{sum}\"")
+}
+
+/// Puts the checksum of the text in its place.
+fn seal(text: String) -> String {
+    let sum = checksum(&text);
+    text.replacen(&marked(UNSEALED), &marked(&sum), 1)
+}
+
+fn verify(text: &str, ours: &Value) -> Result<()> {
+    check_format(ours)?;
+    // Spark wrote no checksum. A checksum without our field around it is ours, damaged.
+    if ours.is_null() {
+        return if text.contains("crc32c") { Err(corrupt("its field `perennial` is damaged")) } else { Ok(()) };
+    }
+    let sum = ours["crc32c"].as_str().ok_or_else(|| corrupt("its checksum is missing"))?;
+    if checksum(&text.replacen(&marked(sum), &marked(UNSEALED), 1)) != sum {
+        return Err(corrupt("its content does not fit its checksum"));
+    }
+    Ok(())
+}
+
+fn check_format(ours: &Value) -> Result<()> {
+    match ours["format"].as_u64() {
+        Some(newer) if newer > FORMAT => Err(Error::new(
+            class::CHECKPOINT_NEWER,
+            format!("it was written in format {newer}; this version reads up to {FORMAT}: run a newer version"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offsets() -> OffsetEntry {
+        OffsetEntry {
+            watermark_ms: 5,
+            timestamp_ms: 1_763_718_330_123,
+            conf: Map::from_iter([("spark.sql.shuffle.partitions".to_owned(), json!("2"))]),
+            offsets: vec![Some(Offset::from_json(r#"{"t":{"0":23}}"#)), None],
+            epoch: 3,
+            sources: vec!["a".into(), "b".into()],
+            plan: "abc".into(),
+        }
+    }
+
+    fn commit() -> CommitEntry {
+        let counts =
+            BatchCounts { read: 10, written: 4, held: 7, filtered: 1, late: 1, dead_lettered: 1, ..Default::default() };
+        CommitEntry {
+            next_watermark_ms: 7,
+            perennial: Some(CommitDetails { epoch: 3, counts, input_watermarks: vec![Some(1), None], state: None }),
+        }
+    }
+
+    #[test]
+    fn entries_come_back_and_look_as_spark_writes_them() {
+        let text = offsets().encode();
+        assert!(
+            text.starts_with("v1\n{\"batchWatermarkMs\":5,\"batchTimestampMs\":1763718330123,\"conf\":{"),
+            "{text}"
+        );
+        assert!(text.ends_with("\n{\"t\":{\"0\":23}}\n-"), "{text}");
+        assert_eq!(OffsetEntry::decode(&text).unwrap(), offsets());
+        assert_eq!(CommitEntry::decode(&commit().encode().unwrap()).unwrap(), commit());
+        let spark = "v1\n{\"batchWatermarkMs\":0,\"batchTimestampMs\":9,\"conf\":{}}\n{\"logOffset\":0}";
+        assert_eq!(OffsetEntry::decode(spark).unwrap().offsets, [Some(Offset::from_json("{\"logOffset\":0}"))]);
+        assert_eq!(CommitEntry::decode("v1\n{\"nextBatchWatermarkMs\":4}").unwrap().next_watermark_ms, 4);
+        for owner in [None, Some(("j".to_owned(), "q".to_owned()))] {
+            let metadata = Metadata { id: "x".into(), owner };
+            assert_eq!(Metadata::decode(&metadata.encode()).unwrap(), metadata);
+        }
+    }
+
+    #[test]
+    fn every_damage_is_noticed() {
+        for text in [offsets().encode(), commit().encode().unwrap()] {
+            let read = |damaged: &str| match damaged.contains("batchTimestampMs") {
+                true => OffsetEntry::decode(damaged).map(|_| ()),
+                false => CommitEntry::decode(damaged).map(|_| ()),
+            };
+            for cut in 0..text.len() {
+                let error = read(&text[..cut]).unwrap_err();
+                assert!([class::CHECKPOINT_CORRUPT, class::CHECKPOINT_NEWER].contains(&error.class()), "cut at {cut}");
+            }
+            for at in 0..text.len() {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] ^= 1;
+                if let Ok(flipped) = String::from_utf8(bytes) {
+                    assert!(read(&flipped).is_err(), "a flip at {at} went unnoticed: {flipped}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let newer = offsets().encode().replace("\"format\":1", "\"format\":2");
+        assert_eq!(OffsetEntry::decode(&newer).unwrap_err().class(), class::CHECKPOINT_NEWER);
+        assert_eq!(OffsetEntry::decode("v3\n{}").unwrap_err().class(), class::CHECKPOINT_NEWER);
+    }
+
+    #[test]
+    fn accounts_close() {
+        let counts = commit().perennial.unwrap().counts;
+        assert_eq!(counts.missing(true), 0);
+        assert_eq!(counts.missing(false), 3);
+    }
+}

@@ -1,0 +1,190 @@
+//! From a source's raw blocks to the rows that a query sees: decode, then expectations, with what is refused aside.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, future};
+use parking_lot::Mutex;
+
+use crate::dead_letter::{DeadLetter, Stage};
+use crate::decode::{Decoded, Decoder};
+use crate::error::{Error, Result, ResultExt, class};
+use crate::expectation::Expectations;
+use crate::job::SourceSpec;
+use crate::records::{Input, Position, RawRecord, RecordPosition};
+use crate::sink::RowStream;
+use crate::source::InputStream;
+
+/// The counts of a batch's input, and the records that were refused. Shared by all cores that work on the batch.
+#[derive(Debug, Default)]
+pub struct Intake {
+    read: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+    warned: AtomicU64,
+    letters: Mutex<Vec<DeadLetter>>,
+}
+
+impl Intake {
+    /// Records read.
+    pub fn read(&self) -> u64 {
+        self.read.load(Relaxed)
+    }
+
+    /// Bytes of records read.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Records dropped because the job file says so.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// Rows that broke a rule which only warns.
+    pub fn warned(&self) -> u64 {
+        self.warned.load(Relaxed)
+    }
+
+    /// Takes the records that were refused.
+    pub fn take_letters(&self) -> Vec<DeadLetter> {
+        std::mem::take(&mut self.letters.lock())
+    }
+}
+
+/// How the records of one source become the rows of one query.
+#[derive(Debug)]
+pub struct Gate {
+    source: String,
+    decoder: Arc<dyn Decoder>,
+    expectations: Expectations,
+    /// What is decoded: indexes of the source's columns, ascending.
+    columns: Vec<usize>,
+}
+
+impl Gate {
+    /// The gate of a source for a query that uses `columns` of it (indexes, ascending). What the expectations read is decoded too.
+    pub fn new(spec: &SourceSpec, columns: impl IntoIterator<Item = usize>) -> Result<Self> {
+        let mut columns: Vec<usize> = columns.into_iter().chain(spec.expectations.columns()).collect();
+        columns.sort_unstable();
+        columns.dedup();
+        let decoder = (spec.decoder)(&columns).at(|| format!("source {}", spec.name))?;
+        Ok(Self { source: spec.name.clone(), decoder, expectations: spec.expectations.clone(), columns })
+    }
+
+    /// The columns that are decoded.
+    pub fn schema(&self) -> SchemaRef {
+        self.decoder.schema()
+    }
+
+    /// The rows of one stream of blocks, with just `columns` of the source. `account`: whether this reading of the source is the one whose
+    /// records are counted and dead-lettered; of several readings of one source in a query one is.
+    pub fn rows(
+        self: &Arc<Self>,
+        blocks: InputStream,
+        columns: &[usize],
+        intake: &Arc<Intake>,
+        account: bool,
+    ) -> Result<RowStream> {
+        let projection = columns.iter().map(|column| self.columns.binary_search(column)).collect::<Result<Vec<_>, _>>();
+        let projection = projection.map_err(|_| Error::bug("the plan asks for a column that is not decoded"))?;
+        let (gate, intake) = (self.clone(), intake.clone());
+        let rows = blocks.map(move |block| {
+            let rows = gate.pass(block?, &intake, account).at(|| format!("source {}", gate.source))?;
+            Ok(rows.project(&projection)?)
+        });
+        Ok(rows.try_filter(|rows: &RecordBatch| future::ready(rows.num_rows() > 0)).boxed())
+    }
+
+    /// Decodes a block and applies the expectations.
+    fn pass(&self, block: Input, intake: &Intake, account: bool) -> Result<RecordBatch> {
+        let (bytes, rows_position) = match &block {
+            Input::Records(records) => (records.byte_len(), None),
+            Input::Rows(rows, position) => (rows.get_array_memory_size(), Some(position.clone())),
+        };
+        let decoded = self.decoder.decode(block)?;
+        let checked = self.expectations.check(&decoded.rows)?;
+        if account {
+            let rows = decoded.rows.num_rows() as u64;
+            intake.read.fetch_add(rows + decoded.rejected.len() as u64 + decoded.dropped, Relaxed);
+            intake.bytes.fetch_add(bytes as u64, Relaxed);
+            intake.dropped.fetch_add(decoded.dropped + checked.dropped, Relaxed);
+            intake.warned.fetch_add(checked.warned, Relaxed);
+            if !decoded.rejected.is_empty() || !checked.violations.is_empty() {
+                let letters = self.letters(&decoded, &checked.violations, rows_position.as_ref())?;
+                intake.letters.lock().extend(letters);
+            }
+        }
+        checked.apply(decoded.rows)
+    }
+
+    fn letters(
+        &self,
+        decoded: &Decoded,
+        violations: &[crate::expectation::Violation],
+        rows_position: Option<&Position>,
+    ) -> Result<Vec<DeadLetter>> {
+        let block = decoded.origin.block.as_deref();
+        let raw = |record| {
+            let found = block.and_then(|block| block.record(record));
+            found.ok_or_else(|| Error::bug(format!("record {record} is not in its block")))
+        };
+        let mut letters = Vec::with_capacity(decoded.rejected.len() + violations.len());
+        for rejected in &decoded.rejected {
+            letters.push(DeadLetter {
+                source: self.source.clone(),
+                record: raw(rejected.record)?,
+                stage: Stage::Decode,
+                class: rejected.class,
+                message: rejected.reason.clone(),
+                rules: Vec::new(),
+            });
+        }
+        for violation in violations {
+            let record = match rows_position {
+                Some(position) => row_as_record(&decoded.rows, violation.row, position)?,
+                None => raw(decoded.origin.record_of(violation.row))?,
+            };
+            letters.push(DeadLetter {
+                source: self.source.clone(),
+                record,
+                stage: Stage::Expectation,
+                class: class::EXPECTATION_FAILED,
+                message: format!("the record breaks: {}", violation.rules.join(", ")),
+                rules: violation.rules.clone(),
+            });
+        }
+        Ok(letters)
+    }
+}
+
+/// A row of a source that has no raw bytes, as JSON.
+fn row_as_record(rows: &RecordBatch, row: usize, position: &Position) -> Result<RawRecord> {
+    let mut json = arrow::json::LineDelimitedWriter::new(Vec::new());
+    json.write(&rows.slice(row, 1))?;
+    json.finish()?;
+    let mut value = json.into_inner();
+    value.truncate(value.trim_ascii_end().len());
+    let position = match position {
+        Position::File { path, offset } => RecordPosition::File { path: path.clone(), offset: offset + row as u64 },
+        Position::Sequence { name, first } => {
+            RecordPosition::Sequence { name: name.clone(), number: first + row as u64 }
+        }
+        Position::Kafka { topic, partition, offsets, timestamps, .. } => RecordPosition::Kafka {
+            topic: topic.clone(),
+            partition: *partition,
+            offset: offsets.get(row).copied().unwrap_or(-1),
+            timestamp: timestamps.get(row).copied().unwrap_or(-1),
+        },
+    };
+    Ok(RawRecord { key: None, value: Some(Bytes::from(value)), position })
+}
+
+/// The declared columns at `columns`, nullable as decoders give them.
+pub fn projected(schema: &Schema, columns: &[usize]) -> SchemaRef {
+    let fields = columns.iter().map(|&c| schema.field(c).clone().with_nullable(true));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}

@@ -1,0 +1,90 @@
+//! A job, ready to run: what the job file or the builder makes, and what the supervisor takes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+
+use crate::dead_letter::DeadLetters;
+use crate::decode::Decoder;
+use crate::env::Env;
+use crate::error::Result;
+use crate::expectation::Expectations;
+use crate::guarantee::Guarantee;
+use crate::plan::QueryPlan;
+use crate::policy::{BreakerPolicy, RetryPolicy};
+use crate::progress::Observer;
+use crate::sink::{OutputMode, SinkFactory};
+use crate::source::SourceFactory;
+use crate::watermark::WatermarkPolicy;
+
+/// When the next batch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// At multiples of an interval; at once when the batch before took longer. Zero: as soon as there is something new.
+    Every(Duration),
+    /// Process what is there at the start, in as many batches as the limits make, then end.
+    AvailableNow,
+}
+
+/// Makes a decoder for the columns (indexes of the source's schema, ascending) that a query uses.
+pub type DecoderFactory = Arc<dyn Fn(&[usize]) -> Result<Arc<dyn Decoder>> + Send + Sync>;
+
+/// A source of a job.
+#[derive(Clone)]
+pub struct SourceSpec {
+    /// Its name.
+    pub name: String,
+    /// All columns, as declared.
+    pub schema: SchemaRef,
+    /// Where records come from.
+    pub factory: Arc<dyn SourceFactory>,
+    /// How they become rows.
+    pub decoder: DecoderFactory,
+    /// What must hold for the rows.
+    pub expectations: Expectations,
+}
+
+/// A query of a job.
+#[derive(Clone)]
+pub struct QuerySpec {
+    /// Its name: also the directory of its checkpoint.
+    pub name: String,
+    /// The planned SQL.
+    pub plan: Arc<dyn QueryPlan>,
+    /// The sources that the plan reads, each once, in the order of its inputs.
+    pub sources: Vec<SourceSpec>,
+    /// Where rows go.
+    pub sink: Arc<dyn SinkFactory>,
+    /// Which rows.
+    pub output_mode: OutputMode,
+    /// How several watermarks become one.
+    pub watermark_policy: WatermarkPolicy,
+}
+
+/// A job.
+#[derive(Clone)]
+pub struct JobSpec {
+    /// Its name.
+    pub name: String,
+    /// Its version, for dead letters and people.
+    pub version: String,
+    /// The world; its storage is the checkpoint.
+    pub env: Env,
+    /// Its queries, which fail and recover apart.
+    pub queries: Vec<QuerySpec>,
+    /// When batches begin.
+    pub trigger: Trigger,
+    /// Where dead letters go.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// How failures are tried again.
+    pub retry: RetryPolicy,
+    /// When to stop knocking.
+    pub breaker: BreakerPolicy,
+    /// The guarantee that every query must give, if one is demanded.
+    pub guarantee: Option<Guarantee>,
+    /// How many batches can be rewound: logs and state of older ones are removed.
+    pub batches_to_retain: u64,
+    /// Who is told what happens.
+    pub observer: Arc<dyn Observer>,
+}

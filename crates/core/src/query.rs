@@ -1,0 +1,599 @@
+//! A running query: the way of a batch, top to bottom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use serde_json::{Map, json};
+
+use crate::checkpoint::{
+    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Metadata, OffsetEntry, Recovery, recover,
+};
+use crate::dead_letter::LetterBatch;
+use crate::env::Env;
+use crate::error::{Error, Result, ResultExt, class};
+use crate::guarantee;
+use crate::intake::{Gate, Intake};
+use crate::job::{JobSpec, QuerySpec, Trigger};
+use crate::offset::{Offset, OffsetRange};
+use crate::plan::{BatchInfo, PlanOutcome};
+use crate::progress::{BatchReport, Phases};
+use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
+use crate::source::{Lag, ReadLimit, Source, SourceContext};
+use crate::state::{StateOptions, StateRef, StateStore};
+use crate::watermark::Watermarks;
+
+/// How often a query asks its sources for their lag, which may cost a round trip.
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a call of [`Query::run_batch`] did.
+#[derive(Debug)]
+pub enum Step {
+    /// A batch was committed.
+    Committed(Box<BatchReport>),
+    /// There is nothing to do.
+    Idle,
+}
+
+/// A query that recovered and runs batches.
+pub struct Query {
+    spec: QuerySpec,
+    env: Env,
+    job_version: String,
+    dead_letters: Arc<dyn crate::dead_letter::DeadLetters>,
+    log: CheckpointLog,
+    sources: Vec<OpenSource>,
+    sink: Box<dyn Sink>,
+    state: StateStore,
+    watermarks: Watermarks,
+    plan_digest: String,
+    batches_to_retain: u64,
+
+    /// Number of the next batch.
+    next: BatchId,
+    /// Where the last batch ended, per source.
+    ends: Vec<Option<Offset>>,
+    /// The watermark of the last batch, in milliseconds since the epoch.
+    last_watermark_ms: i64,
+    /// The timestamp of the last batch, in milliseconds since the epoch.
+    last_timestamp_ms: i64,
+    /// Whether the last batch moved the watermark, so that a batch without data may have something to emit.
+    watermark_moved: bool,
+    /// The batch that was begun and is not committed.
+    pending: Option<Pending>,
+    /// Batches whose logs are there, ascending, with their state where this process knows it.
+    kept: Vec<BatchId>,
+    lag: Vec<(String, Lag)>,
+    lag_at: Option<Duration>,
+}
+
+struct OpenSource {
+    name: String,
+    source: Box<dyn Source>,
+    gate: Arc<Gate>,
+}
+
+/// A batch that was begun.
+enum Pending {
+    /// Its ranges are decided (and perhaps logged); it has to run.
+    Planned(Planned),
+    /// All is durable but the commit, whose answer is not known.
+    Executed(Executed),
+}
+
+#[derive(Clone)]
+struct Planned {
+    id: BatchId,
+    entry: OffsetEntry,
+    starts: Vec<Option<Offset>>,
+    late_watermark_ms: i64,
+    /// An earlier attempt may have left traces.
+    again: bool,
+}
+
+struct Executed {
+    planned: Planned,
+    commit: CommitEntry,
+    report: Box<BatchReport>,
+}
+
+impl Query {
+    /// Recovers the query from its checkpoint, or begins it.
+    ///
+    /// # Errors
+    /// `CheckpointMismatch` when the checkpoint is another query's, `CheckpointCorrupt` when it cannot be continued exactly,
+    /// `GuaranteeNotMet`, and what sources, sink and storage give.
+    pub async fn open(job: &JobSpec, spec: &QuerySpec) -> Result<Self> {
+        let env = job.env.clone();
+        let log = CheckpointLog::open(env.clone(), &spec.name).await?;
+        let found = log.find().await?;
+        let recovery = recover(&found).at(|| format!("checkpoint {}", spec.name))?;
+        let query_id = identity(job, spec, &log).await?;
+
+        let gates = gates(spec)?;
+        let sources = open_sources(job, spec, &log, &gates)?;
+        let sink = spec
+            .sink
+            .open(SinkContext {
+                env: env.clone(),
+                job: job.name.clone(),
+                query: spec.name.clone(),
+                query_id,
+                schema: spec.plan.schema(),
+                output_mode: spec.output_mode,
+            })
+            .at(|| "sink".into())?;
+        demand(job, spec, &sources, sink.as_ref())?;
+        if job.trigger == Trigger::AvailableNow {
+            for open in &sources {
+                open.source.freeze().await.at(|| format!("source {}", open.name))?;
+            }
+        }
+
+        let mut watermarks =
+            Watermarks::new(spec.watermark_policy, spec.plan.inputs().iter().map(|input| input.watermark_delay));
+        let plan_digest = format!("{:08x}", crc32c::crc32c(spec.plan.fingerprint().as_bytes()));
+        let committed = match recovery {
+            Recovery::Fresh | Recovery::RunAgain { batch: 0 } => None,
+            Recovery::RunAgain { batch } => Some(batch - 1),
+            Recovery::Continue { last } => Some(last),
+        };
+        let mut state_ref: Option<StateRef> = None;
+        let (mut ends, mut last_watermark_ms, mut last_timestamp_ms) = (vec![None; sources.len()], 0, 0);
+        let mut watermark_moved = false;
+        if let Some(last) = committed {
+            let offsets = log.read_offsets(last).await?;
+            belongs(spec, &offsets, &plan_digest)?;
+            let commit = log.read_commit(last).await?;
+            watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
+            let inputs = commit.perennial.as_ref().map_or(&[][..], |p| &p.input_watermarks);
+            watermarks.restore(commit.next_watermark_ms.max(offsets.watermark_ms), inputs);
+            (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
+            ends = offsets.offsets;
+            state_ref = commit.perennial.and_then(|p| p.state);
+        }
+        let plan = spec.plan.clone();
+        let partition_of =
+            move |_: usize, keys: &[arrow::array::ArrayRef], partitions: usize| plan.partition_of(keys, partitions);
+        let (state, _restored) = StateStore::open(
+            &env,
+            log.state_dir(),
+            spec.plan.state(),
+            spec.plan.parallelism(),
+            &partition_of,
+            state_ref.as_ref(),
+            StateOptions::default(),
+        )
+        .await
+        .at(|| "state".into())?;
+        let pending = match recovery {
+            Recovery::RunAgain { batch } => {
+                let entry = log.read_offsets(batch).await?;
+                belongs(spec, &entry, &plan_digest)?;
+                let planned = Planned {
+                    id: batch,
+                    entry,
+                    starts: ends.clone(),
+                    late_watermark_ms: last_watermark_ms,
+                    again: true,
+                };
+                Some(Pending::Planned(planned))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            env,
+            job_version: job.version.clone(),
+            dead_letters: job.dead_letters.clone(),
+            log,
+            sources,
+            sink,
+            state,
+            watermarks,
+            plan_digest,
+            batches_to_retain: job.batches_to_retain.max(2),
+            next: committed.map_or(0, |last| last + 1),
+            ends,
+            last_watermark_ms,
+            last_timestamp_ms,
+            watermark_moved,
+            pending,
+            kept: found.offsets,
+            lag: Vec::new(),
+            lag_at: None,
+            spec: spec.clone(),
+        })
+    }
+
+    /// Number of the next batch.
+    pub fn next_batch(&self) -> BatchId {
+        self.next
+    }
+
+    /// Rows in state.
+    pub fn state_rows(&self) -> u64 {
+        self.state.rows()
+    }
+
+    /// Runs the next batch, or the one that was begun and is not committed. After an error the same batch is run again by the next
+    /// call, with the same ranges, watermark and timestamp.
+    pub async fn run_batch(&mut self) -> Result<Step> {
+        let mut watch = Stopwatch::start(&self.env);
+        let executed = match self.pending.take() {
+            Some(Pending::Executed(executed)) => executed,
+            begun => {
+                let planned = match begun {
+                    Some(Pending::Planned(planned)) => planned,
+                    _ => match self.plan_batch().await? {
+                        Some(planned) => planned,
+                        None => return Ok(Step::Idle),
+                    },
+                };
+                let trigger = watch.lap();
+                match self.execute(&planned, trigger, watch).await {
+                    Ok(executed) => executed,
+                    Err(error) => {
+                        self.state.abort();
+                        self.pending = Some(Pending::Planned(Planned { again: true, ..planned }));
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        self.commit(executed).await
+    }
+
+    /// The stages of a batch up to the point where all but the commit is durable.
+    async fn execute(&mut self, batch: &Planned, trigger: Duration, mut watch: Stopwatch) -> Result<Executed> {
+        let mut phases = Phases { trigger, ..Default::default() };
+        self.log.check_fence().await?;
+        self.log.write_offsets(batch.id, &batch.entry).await?;
+        phases.log_offsets = watch.lap();
+
+        let intake = Arc::new(Intake::default());
+        let inputs = self.read(batch, &intake).await?;
+        let info = BatchInfo {
+            id: batch.id,
+            timestamp_ms: batch.entry.timestamp_ms,
+            watermark_ms: batch.entry.watermark_ms,
+            late_watermark_ms: batch.late_watermark_ms,
+        };
+        let execution = self.spec.plan.execute(info, inputs, self.state.partitions()).await?;
+        let sink_batch = SinkBatch {
+            id: batch.id,
+            epoch: self.log.epoch(),
+            timestamp_ms: batch.entry.timestamp_ms,
+            again: batch.again,
+        };
+        let written = self.sink.write(&sink_batch, execution.rows).await.at(|| "sink".into())?;
+        let outcome = (execution.outcome)()?;
+        phases.execute = watch.lap();
+
+        let state = match self.spec.plan.state() {
+            [] => None,
+            _ => Some(self.state.stage(batch.id + 1, self.log.epoch()).await.at(|| "state".into())?),
+        };
+        phases.state = watch.lap();
+
+        let letters = intake.take_letters();
+        let counts = self.account(batch, &intake, &outcome, written, letters.len() as u64);
+        let mut by_class = std::collections::BTreeMap::new();
+        letters.iter().for_each(|letter| *by_class.entry(letter.class.code).or_insert(0) += 1);
+        let letter_batch = LetterBatch {
+            query: self.spec.name.clone(),
+            batch: batch.id,
+            timestamp_ms: batch.entry.timestamp_ms,
+            last_timestamp_ms: self.last_timestamp_ms,
+            records_read: counts.read,
+            job_version: self.job_version.clone(),
+            again: batch.again,
+        };
+        self.dead_letters.write(&letter_batch, letters).await.at(|| "dead letters".into())?;
+        phases.dead_letters = watch.lap();
+
+        self.watermarks.observe(&outcome.max_event_times);
+        let next_watermark_ms = self.watermarks.global_ms();
+        let tracks = self.watermarks.tracks_event_time();
+        let state_bytes_written = state.as_ref().map_or(0, StateRef::bytes_written);
+        let details = CommitDetails {
+            epoch: self.log.epoch(),
+            counts,
+            input_watermarks: self.watermarks.inputs().to_vec(),
+            state,
+        };
+        let report = BatchReport {
+            batch: batch.id,
+            timestamp_ms: batch.entry.timestamp_ms,
+            finished_at_micros: 0,
+            again: batch.again,
+            duplicate: written.duplicate,
+            counts,
+            bytes_read: intake.bytes(),
+            warned: intake.warned(),
+            dead_letters: by_class.into_iter().collect(),
+            phases,
+            watermark_ms: tracks.then_some(batch.entry.watermark_ms),
+            next_watermark_ms: tracks.then_some(next_watermark_ms),
+            operators: outcome.operators,
+            state_bytes_written,
+            lag: Vec::new(),
+        };
+        let commit = CommitEntry { next_watermark_ms, perennial: Some(details) };
+        Ok(Executed { planned: batch.clone(), commit, report: Box::new(report) })
+    }
+
+    /// Commits a batch of which all else is durable, and moves on. A commit whose answer got lost is written again, not the batch.
+    async fn commit(&mut self, executed: Executed) -> Result<Step> {
+        let mut watch = Stopwatch::start(&self.env);
+        if let Err(error) = self.log.write_commit(executed.planned.id, &executed.commit).await {
+            self.pending = Some(Pending::Executed(executed));
+            return Err(error);
+        }
+        let Executed { planned, commit, mut report } = executed;
+        self.state.commit();
+        self.next = planned.id + 1;
+        self.watermark_moved = commit.next_watermark_ms > planned.entry.watermark_ms;
+        self.last_watermark_ms = planned.entry.watermark_ms;
+        self.last_timestamp_ms = planned.entry.timestamp_ms;
+        self.ends = planned.entry.offsets;
+        if self.kept.last() != Some(&planned.id) {
+            self.kept.push(planned.id);
+        }
+        report.phases.commit = watch.lap();
+        report.finished_at_micros = self.env.clock.now_micros();
+
+        // The batch is done. What follows is for others and for later, and does no harm to it when it fails.
+        for (open, end) in self.sources.iter().zip(&self.ends) {
+            if let Some(end) = end
+                && let Err(error) = open.source.acknowledge(end).await
+            {
+                tracing::warn!(source = %open.name, %error, "the source was not told of the committed batch");
+            }
+        }
+        if let Err(error) = self.retain(commit.perennial.and_then(|p| p.state)).await {
+            tracing::warn!(query = %self.spec.name, %error, "old versions were not removed; it is tried again later");
+        }
+        report.lag = self.lag().await;
+        Ok(Step::Committed(report))
+    }
+
+    /// Asks the sources what is new and decides what the next batch reads. `None`: there is no reason for a batch.
+    async fn plan_batch(&mut self) -> Result<Option<Planned>> {
+        let limit = ReadLimit::default();
+        let latest = self.sources.iter().zip(&self.ends).map(|(open, start)| {
+            let limit = &limit;
+            async move {
+                let end = open.source.latest(start.as_ref(), limit).await.at(|| format!("source {}", open.name))?;
+                Ok::<_, Error>(end.or_else(|| start.clone()))
+            }
+        });
+        let offsets = try_join_all(latest).await?;
+        let no_data = self.watermark_moved && self.spec.plan.wants_no_data_batch();
+        if offsets == self.ends && !no_data {
+            return Ok(None);
+        }
+        let conf = Map::from_iter([(
+            "spark.sql.shuffle.partitions".to_owned(),
+            json!(self.spec.plan.parallelism().to_string()),
+        )]);
+        let entry = OffsetEntry {
+            watermark_ms: self.watermarks.global_ms(),
+            // now() never goes back, whatever the clock does.
+            timestamp_ms: self.env.now_ms().max(self.last_timestamp_ms),
+            conf,
+            offsets,
+            epoch: self.log.epoch(),
+            sources: self.sources.iter().map(|open| open.name.clone()).collect(),
+            plan: self.plan_digest.clone(),
+        };
+        Ok(Some(Planned {
+            id: self.next,
+            entry,
+            starts: self.ends.clone(),
+            late_watermark_ms: self.last_watermark_ms,
+            again: false,
+        }))
+    }
+
+    /// Opens the streams of rows, one list per input of the plan. Nothing is read before the plan asks for it.
+    async fn read(&self, batch: &Planned, intake: &Arc<Intake>) -> Result<Vec<Vec<RowStream>>> {
+        let mut inputs = Vec::new();
+        let mut accounted = vec![false; self.sources.len()];
+        for input in self.spec.plan.inputs() {
+            let (index, open) = self
+                .sources
+                .iter()
+                .enumerate()
+                .find(|(_, open)| open.name == input.source)
+                .ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
+            let account = !std::mem::replace(&mut accounted[index], true);
+            let Some(end) = batch.entry.offsets.get(index).cloned().flatten() else {
+                inputs.push(Vec::new());
+                continue;
+            };
+            let range = OffsetRange { start: batch.starts.get(index).cloned().flatten(), end };
+            if range.is_empty() {
+                inputs.push(Vec::new());
+                continue;
+            }
+            let place = || format!("source {}", open.name);
+            let streams = open.source.read(&range, self.spec.plan.parallelism()).await.at(place)?;
+            let rows = streams.into_iter().map(|blocks| open.gate.rows(blocks, &input.columns, intake, account));
+            inputs.push(rows.collect::<Result<_>>()?);
+        }
+        Ok(inputs)
+    }
+
+    /// Closes the accounts of a batch. A sum that does not close is a bug worth an alarm, not worth a stop: the rows are right where
+    /// they are.
+    fn account(
+        &self,
+        batch: &Planned,
+        intake: &Intake,
+        outcome: &PlanOutcome,
+        written: Written,
+        letters: u64,
+    ) -> BatchCounts {
+        let counts = BatchCounts {
+            read: intake.read(),
+            written: written.rows,
+            held: outcome.held,
+            filtered: outcome.filtered,
+            late: outcome.late,
+            dead_lettered: letters,
+            dropped: intake.dropped(),
+            multiplied: outcome.multiplied,
+        };
+        let missing = counts.missing(!self.spec.plan.state().is_empty());
+        if missing != 0 {
+            tracing::error!(query = %self.spec.name, batch = batch.id, missing, ?counts, "the accounts of the batch do not close");
+        }
+        counts
+    }
+
+    /// Removes what no batch that is kept needs. Done in chunks: a batch should not pay for the removal of another one.
+    async fn retain(&mut self, newest: Option<StateRef>) -> Result<()> {
+        let chunk = (self.batches_to_retain / 10).max(1);
+        if self.kept.len() as u64 > self.batches_to_retain + chunk {
+            let oldest = self.next - self.batches_to_retain;
+            self.log.retain(oldest, &mut self.kept).await?;
+            if newest.is_some()
+                && let Some(state) = self.log.read_commit(oldest).await?.perennial.and_then(|p| p.state)
+            {
+                self.state.retain(&state).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What waits, per source; asked for now and then. A source that does not answer has no lag to show.
+    async fn lag(&mut self) -> Vec<(String, Lag)> {
+        let now = self.env.clock.monotonic();
+        if self.lag_at.is_none_or(|at| now >= at + LAG_INTERVAL) {
+            self.lag_at = Some(now);
+            self.lag.clear();
+            for (open, end) in self.sources.iter().zip(&self.ends) {
+                match open.source.lag(end.as_ref()).await {
+                    Ok(Some(lag)) => self.lag.push((open.name.clone(), lag)),
+                    Ok(None) => {}
+                    Err(error) => tracing::debug!(source = %open.name, %error, "the lag is not known"),
+                }
+            }
+        }
+        self.lag.clone()
+    }
+}
+
+/// Measures the phases of a batch one after the other.
+struct Stopwatch {
+    env: Env,
+    last: Duration,
+}
+
+impl Stopwatch {
+    fn start(env: &Env) -> Self {
+        Self { last: env.clock.monotonic(), env: env.clone() }
+    }
+
+    fn lap(&mut self) -> Duration {
+        let now = self.env.clock.monotonic();
+        now - std::mem::replace(&mut self.last, now)
+    }
+}
+
+/// The identity of the query: from the checkpoint, where it must be the same query's, or new.
+async fn identity(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog) -> Result<String> {
+    let owner = (job.name.clone(), spec.name.clone());
+    match log.read_metadata().await? {
+        Some(Metadata { id, owner: None }) => Ok(id),
+        Some(Metadata { id, owner: Some(found) }) if found == owner => Ok(id),
+        Some(Metadata { owner: Some((job, query)), .. }) => Err(Error::new(
+            class::CHECKPOINT_MISMATCH,
+            format!(
+                "the checkpoint belongs to job {job}, query {query}, not to job {}, query {}: use another checkpoint directory",
+                owner.0, owner.1
+            ),
+        )),
+        None => {
+            let metadata = Metadata { id: job.env.uuid(), owner: Some(owner) };
+            log.write_metadata(&metadata).await?;
+            Ok(metadata.id)
+        }
+    }
+}
+
+/// One gate per source, for all its appearances in the plan.
+pub(crate) fn gates(spec: &QuerySpec) -> Result<Vec<Arc<Gate>>> {
+    let gate = |source: &crate::job::SourceSpec| {
+        let appearances = spec.plan.inputs().iter().filter(|input| input.source == source.name);
+        Ok(Arc::new(Gate::new(source, appearances.flat_map(|input| input.columns.iter().copied()))?))
+    };
+    spec.sources.iter().map(gate).collect()
+}
+
+fn open_sources(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog, gates: &[Arc<Gate>]) -> Result<Vec<OpenSource>> {
+    let mut open = Vec::new();
+    for (index, (source, gate)) in spec.sources.iter().zip(gates).enumerate() {
+        let context = SourceContext {
+            env: job.env.clone(),
+            job: job.name.clone(),
+            query: spec.name.clone(),
+            source: source.name.clone(),
+            schema: gate.schema(),
+            log: log.source_log(index),
+        };
+        let opened = source.factory.open(context).at(|| format!("source {}", source.name))?;
+        open.push(OpenSource { name: source.name.clone(), source: opened, gate: gate.clone() });
+    }
+    Ok(open)
+}
+
+/// Refuses a query that promises less than the job demands.
+fn demand(job: &JobSpec, spec: &QuerySpec, sources: &[OpenSource], sink: &dyn Sink) -> Result<()> {
+    let replays = sources.iter().map(|open| (open.name.as_str(), open.source.replay()));
+    let sink = (spec.name.as_str(), sink.delivery());
+    let computed = guarantee::compute(replays, spec.plan.deterministic(), sink, spec.output_mode);
+    match job.guarantee {
+        Some(wanted) if computed.guarantee < wanted => Err(Error::new(
+            class::GUARANTEE_NOT_MET,
+            format!(
+                "the job demands {wanted}, but the query gives {}: {}",
+                computed.guarantee,
+                computed.weakest.unwrap_or_default()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a checkpoint that this form of the query cannot continue.
+fn belongs(spec: &QuerySpec, entry: &OffsetEntry, plan_digest: &str) -> Result<()> {
+    let names: Vec<&str> = spec.sources.iter().map(|s| s.name.as_str()).collect();
+    if !entry.sources.is_empty() && entry.sources != names {
+        return Err(Error::new(
+            class::CHECKPOINT_MISMATCH,
+            format!(
+                "the checkpoint was made by a query over [{}]; this one reads [{}]: use another checkpoint directory, or restore the query",
+                entry.sources.join(", "),
+                names.join(", ")
+            ),
+        ));
+    }
+    if entry.offsets.len() != names.len() {
+        return Err(Error::new(
+            class::CHECKPOINT_MISMATCH,
+            format!(
+                "the checkpoint has offsets of {} sources; this query reads {}: use another checkpoint directory",
+                entry.offsets.len(),
+                names.len()
+            ),
+        ));
+    }
+    if !spec.plan.state().is_empty() && !entry.plan.is_empty() && entry.plan != plan_digest {
+        return Err(Error::new(
+            class::CHECKPOINT_MISMATCH,
+            "the query changed in a way that its state does not fit (keys, aggregates, windows or watermark): use another checkpoint directory, or restore the query",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! The supervisor: runs the queries of a job apart from each other, and is the only one who tries again.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+use crate::job::{JobSpec, QuerySpec, Trigger};
+use crate::policy::{Action, decide};
+use crate::progress::QueryState;
+use crate::query::{Query, Step};
+use crate::sink::BatchId;
+
+/// An idle query looks for new records after this long, then after twice as long, up to [`LONGEST_POLL`].
+const SHORTEST_POLL: Duration = Duration::from_millis(5);
+/// The longest wait between two looks for new records without an interval.
+const LONGEST_POLL: Duration = Duration::from_millis(100);
+
+/// How a query ended.
+#[derive(Debug)]
+pub struct QueryEnd {
+    /// The query.
+    pub query: String,
+    /// The error that stopped it.
+    pub result: Result<()>,
+}
+
+/// Runs a job until all its queries ended: with `available_now` when all is processed, else when `stop` is cancelled, which lets the batch
+/// at hand finish. A query that fails for good does not stop the others.
+pub async fn run(job: JobSpec, stop: CancellationToken) -> Vec<QueryEnd> {
+    let mut queries = JoinSet::new();
+    for spec in job.queries.clone() {
+        let (job, stop) = (job.clone(), stop.clone());
+        queries.spawn(async move {
+            let query = spec.name.clone();
+            let result = Supervised { job, spec, stop, attempts: 0, next_trigger_micros: 0 }.run().await;
+            QueryEnd { query, result }
+        });
+    }
+    let mut ends = Vec::new();
+    while let Some(end) = queries.join_next().await {
+        // A query catches its own panics; a join error is the runtime going down.
+        ends.extend(end);
+    }
+    ends
+}
+
+struct Supervised {
+    job: JobSpec,
+    spec: QuerySpec,
+    stop: CancellationToken,
+    /// Failures in a row.
+    attempts: u32,
+    /// When the next batch may begin, in microseconds since the epoch.
+    next_trigger_micros: i64,
+}
+
+impl Supervised {
+    async fn run(mut self) -> Result<()> {
+        let result = self.run_to_end().await;
+        let state = if result.is_ok() { QueryState::Stopped } else { QueryState::Failed };
+        self.job.observer.state(&self.spec.name, state);
+        result
+    }
+
+    async fn run_to_end(&mut self) -> Result<()> {
+        let Some(mut query) = self.start().await? else { return Ok(()) };
+        let mut poll = SHORTEST_POLL;
+        while !self.stop.is_cancelled() {
+            self.wait_for_trigger().await;
+            if self.stop.is_cancelled() {
+                break;
+            }
+            match guarded(query.run_batch()).await {
+                Ok(Step::Committed(report)) => {
+                    self.attempts = 0;
+                    poll = SHORTEST_POLL;
+                    self.job.observer.committed(&self.spec.name, &report);
+                }
+                Ok(Step::Idle) => {
+                    self.attempts = 0;
+                    self.job.observer.state(&self.spec.name, QueryState::Idle);
+                    match self.job.trigger {
+                        Trigger::AvailableNow => return Ok(()),
+                        Trigger::Every(interval) if interval.is_zero() => {
+                            self.sleep(poll).await;
+                            poll = (poll * 2).min(LONGEST_POLL);
+                        }
+                        Trigger::Every(_) => {}
+                    }
+                }
+                Err(error) => self.handle(error, Some(query.next_batch())).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the query, waiting for what is away. `None`: stopped meanwhile.
+    async fn start(&mut self) -> Result<Option<Query>> {
+        let observer = self.job.observer.clone();
+        while !self.stop.is_cancelled() {
+            observer.state(&self.spec.name, QueryState::Starting);
+            let began = self.job.env.clock.monotonic();
+            match guarded(Query::open(&self.job, &self.spec)).await {
+                Ok(query) => {
+                    self.attempts = 0;
+                    let started = QueryState::Started {
+                        next_batch: query.next_batch(),
+                        state_rows: query.state_rows(),
+                        took: self.job.env.clock.monotonic() - began,
+                    };
+                    observer.state(&self.spec.name, started);
+                    return Ok(Some(query));
+                }
+                Err(error) => self.handle(error, None).await?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Does what the policy says about an error; gives it back when that is to stop.
+    async fn handle(&mut self, error: Error, batch: Option<BatchId>) -> Result<()> {
+        self.attempts = self.attempts.saturating_add(1);
+        let random = self.job.env.entropy.next_u64() as f64 / u64::MAX as f64;
+        let action = decide(&self.job.retry, &self.job.breaker, &error, self.attempts, random);
+        self.job.observer.failed(&self.spec.name, batch, &error, action);
+        let (wait, state) = match action {
+            Action::Stop => return Err(error.at(format!("query {}", self.spec.name))),
+            Action::Retry { after } => (after, QueryState::BackingOff { wait: after }),
+            Action::OpenBreaker { wait } => (wait, QueryState::BreakerOpen { wait }),
+        };
+        self.job.observer.state(&self.spec.name, state);
+        self.sleep(wait).await;
+        Ok(())
+    }
+
+    /// Waits for the next multiple of the interval since the epoch, as Spark does: the first batch begins at once, and so does one
+    /// whose time passed while the batch before it ran. A failed batch has waited already.
+    async fn wait_for_trigger(&mut self) {
+        let Trigger::Every(interval) = self.job.trigger else { return };
+        if interval.is_zero() || self.attempts > 0 {
+            return;
+        }
+        let now = self.job.env.clock.now_micros();
+        if let Ok(wait) = u64::try_from(self.next_trigger_micros - now) {
+            self.sleep(Duration::from_micros(wait)).await;
+        }
+        let (now, interval) = (self.job.env.clock.now_micros(), interval.as_micros() as i64);
+        self.next_trigger_micros = now - now.rem_euclid(interval) + interval;
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        tokio::select! {
+            () = self.job.env.clock.sleep(wait) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+/// A panic is a bug of one query: it becomes an error and leaves the process alone.
+async fn guarded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let text =
+            panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::bug(format!("a panic: {}", text.unwrap_or_default())))
+    })
+}

@@ -61,7 +61,9 @@ pub struct Query {
     watermark_moved: bool,
     /// The batch that was begun and is not committed.
     pending: Option<Pending>,
-    /// Batches whose logs are there, ascending, with their state where this process knows it.
+    /// Where an `available_now` run ends, per source.
+    targets: Option<Vec<Option<Offset>>>,
+    /// Batches whose logs are there, ascending.
     kept: Vec<BatchId>,
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
@@ -124,12 +126,6 @@ impl Query {
             })
             .at(|| "sink".into())?;
         demand(job, spec, &sources, sink.as_ref())?;
-        if job.trigger == Trigger::AvailableNow {
-            for open in &sources {
-                open.source.freeze().await.at(|| format!("source {}", open.name))?;
-            }
-        }
-
         let mut watermarks =
             Watermarks::new(spec.watermark_policy, spec.plan.inputs().iter().map(|input| input.watermark_delay));
         let plan_digest = format!("{:08x}", crc32c::crc32c(spec.plan.fingerprint().as_bytes()));
@@ -151,6 +147,13 @@ impl Query {
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
             state_ref = commit.perennial.and_then(|p| p.state);
+        }
+        let mut targets = None;
+        if job.trigger == Trigger::AvailableNow {
+            let newest = sources.iter().zip(&ends).map(|(open, start)| async move {
+                open.source.newest(start.as_ref()).await.at(|| format!("source {}", open.name))
+            });
+            targets = Some(try_join_all(newest).await?);
         }
         let plan = spec.plan.clone();
         let partition_of =
@@ -198,6 +201,7 @@ impl Query {
             last_timestamp_ms,
             watermark_moved,
             pending,
+            targets,
             kept: found.offsets,
             lag: Vec::new(),
             lag_at: None,
@@ -359,11 +363,17 @@ impl Query {
 
     /// Asks the sources what is new and decides what the next batch reads. `None`: there is no reason for a batch.
     async fn plan_batch(&mut self) -> Result<Option<Planned>> {
-        let limit = ReadLimit::default();
-        let latest = self.sources.iter().zip(&self.ends).map(|(open, start)| {
-            let limit = &limit;
+        let latest = self.sources.iter().zip(&self.ends).enumerate().map(|(index, (open, start))| {
+            let target = self.targets.as_ref().map(|targets| targets[index].clone());
             async move {
-                let end = open.source.latest(start.as_ref(), limit).await.at(|| format!("source {}", open.name))?;
+                let end = match target {
+                    // There was nothing to read when the run began.
+                    Some(None) => None,
+                    until => {
+                        let limit = ReadLimit { max_records: None, until: until.flatten() };
+                        open.source.latest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))?
+                    }
+                };
                 Ok::<_, Error>(end.or_else(|| start.clone()))
             }
         });

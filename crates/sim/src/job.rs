@@ -38,13 +38,14 @@ impl Source for Numbers {
         Replay::Exact
     }
 
-    async fn latest(&self, start: Option<&Offset>, _: &ReadLimit) -> Result<Option<Offset>> {
+    async fn latest(&self, start: Option<&Offset>, limit: &ReadLimit) -> Result<Option<Offset>> {
         let start: u64 = start.map_or(Ok(0), Offset::decode)?;
-        Ok(Some(Offset::encode(&(start + self.per_batch).min(self.records))?))
+        let until = limit.until.as_ref().map_or(Ok(self.records), Offset::decode)?;
+        Ok(Some(Offset::encode(&(start + self.per_batch).min(until))?))
     }
 
-    async fn freeze(&self) -> Result<()> {
-        Ok(())
+    async fn newest(&self, _: Option<&Offset>) -> Result<Option<Offset>> {
+        Ok(Some(Offset::encode(&self.records)?))
     }
 
     async fn read(&self, range: &OffsetRange, parallelism: usize) -> Result<Vec<InputStream>> {

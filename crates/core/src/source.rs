@@ -26,7 +26,7 @@ pub struct ReadLimit {
     /// At most this many records, beside the limit in the source's own settings; the smaller one counts. A source that cannot count
     /// before it reads (files) takes the nearest unit that is not more, but always at least one.
     pub max_records: Option<u64>,
-    /// Do not go past this offset: the end that an `available_now` run fixed at its start.
+    /// Do not go past this offset: the end that an `available_now` run fixed at its start with [`Source::newest`].
     pub until: Option<Offset>,
 }
 
@@ -54,6 +54,12 @@ pub trait Source: Send + Sync {
     /// Returns `start` itself when nothing is new, and `None` when there has never been anything to read. Durable side effects (a log
     /// of files seen) are complete when it returns.
     async fn latest(&self, start: Option<&Offset>, limit: &ReadLimit) -> Result<Option<Offset>>;
+
+    /// The end of all that there is now, however many batches that takes: where an `available_now` run that goes on from `start` stops
+    /// ([`ReadLimit::until`]). `None` when there has never been anything to read. Durable side effects are complete when it returns.
+    async fn newest(&self, start: Option<&Offset>) -> Result<Option<Offset>> {
+        self.latest(start, &ReadLimit::default()).await
+    }
 
     /// Reads a range that `latest` gave, now or in an earlier life of the query, as at most `parallelism` streams (0 for an empty range).
     async fn read(&self, range: &OffsetRange, parallelism: usize) -> Result<Vec<InputStream>>;

@@ -1,0 +1,6 @@
+//! Functions that DataFusion and its Spark package lack or have otherwise.
+
+pub(crate) mod arithmetic;
+pub(crate) mod clock;
+pub(crate) mod keys;
+pub(crate) mod window;

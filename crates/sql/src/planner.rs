@@ -17,8 +17,7 @@ use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
-use datafusion::sql::sqlparser::dialect::SparkSqlDialect;
-use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::parser::ParserError;
 use perennial_core::Result;
 use perennial_core::plan::{Predicate, QueryPlan};
 use perennial_core::sink::OutputMode;
@@ -137,7 +136,7 @@ impl Planner {
 
 /// Parses the one query of a SQL text.
 fn parse(sql: &str, sources: &[SourceTable]) -> DfResult<Statement> {
-    let statements = Parser::parse_sql(&SparkSqlDialect {}, sql).map_err(|error| external_syntax(&error))?;
+    let statements = ast::parse_statements(sql).map_err(|error| external_syntax(&error))?;
     let mut statements = statements.into_iter();
     let (Some(statement), None) = (statements.next(), statements.next()) else {
         return plan_err!("PARSE_SYNTAX_ERROR: a query is exactly one SELECT statement");
@@ -149,7 +148,7 @@ fn parse(sql: &str, sources: &[SourceTable]) -> DfResult<Statement> {
     Ok(Statement::Statement(Box::new(SqlStatement::Query(query))))
 }
 
-pub(crate) fn external_syntax(error: &datafusion::sql::sqlparser::parser::ParserError) -> DataFusionError {
+pub(crate) fn external_syntax(error: &ParserError) -> DataFusionError {
     crate::error::external(syntax_error(error))
 }
 
@@ -162,7 +161,7 @@ async fn plan_query(
     clock: Arc<BatchClock>,
 ) -> DfResult<StreamQuery> {
     let statement = parse(sql, sources)?;
-    let plan = state.statement_to_plan(statement).await?;
+    let plan = rewrite::integer_literals(state.statement_to_plan(statement).await?)?;
     check::planned(&plan, mode)?;
     let plan = rewrite::expand(rewrite::add_watermarks(plan, sources)?)?;
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;

@@ -14,9 +14,6 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 use datafusion::sql::sqlparser::ast::ExprWithAlias;
-use datafusion::sql::sqlparser::dialect::SparkSqlDialect;
-use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::Token;
 use perennial_core::Result;
 use perennial_core::error::Error;
 use perennial_core::plan::Predicate;
@@ -39,7 +36,7 @@ impl SqlPredicate {
     pub(crate) fn compile(state: &SessionState, sql: &str, schema: &Schema, time_zone: &str) -> DfResult<Self> {
         let all = zone::in_session(schema, time_zone);
         let df_schema = DFSchema::try_from(all.as_ref().clone())?;
-        let mut parsed = parse(sql).map_err(|error| external_syntax(&error))?;
+        let mut parsed = ast::parse_expression(sql).map_err(|error| external_syntax(&error))?;
         ast::rewrite_expression(&mut parsed, schema.fields())?;
         let expr = state.create_logical_expr_from_sql_expr(ExprWithAlias { expr: parsed, alias: None }, &df_schema)?;
         refuse_unstable(&expr, sql)?;
@@ -62,16 +59,6 @@ impl SqlPredicate {
         let expr = reassign_expr_columns(expr, &schema)?;
         Ok(Self { sql: sql.to_owned(), expr, columns, schema })
     }
-}
-
-fn parse(sql: &str) -> std::result::Result<datafusion::sql::sqlparser::ast::Expr, ParserError> {
-    let mut parser = Parser::new(&SparkSqlDialect {}).try_with_sql(sql)?;
-    let expr = parser.parse_expr()?;
-    let rest = parser.peek_token();
-    if rest.token == Token::EOF {
-        return Ok(expr);
-    }
-    Err(ParserError::ParserError(format!("a predicate ends before `{rest}`{}", rest.span.start)))
 }
 
 /// A check looks at one row, and gives the same answer for it each time.

@@ -7,6 +7,7 @@ use datafusion::common::Result;
 use datafusion::common::config::Dialect;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
+use datafusion::functions_aggregate::average::avg_udaf;
 use datafusion::logical_expr::AggregateUDF;
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::optimizer::Optimizer;
@@ -19,6 +20,7 @@ use datafusion_spark::SessionStateBuilderSpark;
 use crate::exec::source::StreamTable;
 use crate::functions::arithmetic::SparkArithmetic;
 use crate::functions::clock::{self, BatchClock};
+use crate::functions::sum::CheckedSum;
 use crate::functions::window::{Window, WindowTime};
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
 use crate::{SourceTable, zone};
@@ -41,6 +43,8 @@ const AGGREGATE_ALIASES: &[(&str, &[&str])] = &[
     ("last_value", &["last"]),
     ("bool_and", &["every"]),
     ("bool_or", &["some", "any"]),
+    ("stddev", &["std", "stddev_samp"]),
+    ("var", &["variance", "var_sample", "var_samp"]),
 ];
 
 /// Makes the session of one query. `now()` reads `clock`.
@@ -78,6 +82,9 @@ pub(crate) fn session(options: &PlannerOptions, clock: &Arc<BatchClock>, sources
         .build();
     state.register_expr_planner(Arc::new(SparkArithmetic))?;
 
+    // The Spark package's avg() is a double for decimals too; DataFusion's has Spark's types.
+    state.register_udaf(avg_udaf())?;
+    state.register_udaf(Arc::new(CheckedSum::udf()))?;
     for (name, aliases) in AGGREGATE_ALIASES {
         if let Some(function) = state.aggregate_functions().get(*name).cloned() {
             let function = AggregateUDF::clone(&function).with_aliases(aliases.iter().copied());

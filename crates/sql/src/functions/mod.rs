@@ -3,4 +3,5 @@
 pub(crate) mod arithmetic;
 pub(crate) mod clock;
 pub(crate) mod keys;
+pub(crate) mod sum;
 pub(crate) mod window;

@@ -4,6 +4,7 @@
 //! - In a `SELECT` that groups by `window(…)`, Spark knows a column `window`. Its references become the same function call, so that
 //!   the planner matches them with the grouping expression.
 //! - Columns without an alias get Spark's names (`count(1)`, `start`).
+//! - Functions and literals that DataFusion has in another form are given that form.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -11,11 +12,17 @@ use std::ops::ControlFlow;
 use datafusion::arrow::datatypes::{DataType, Fields};
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
+    AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments,
     GroupByExpr, Ident, ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, TableFactor, Value,
     ValueWithSpan, VisitMut, VisitorMut, WildcardAdditionalOptions,
 };
 
+mod functions;
+mod tokens;
+
+pub(crate) use tokens::{parse_expression, parse_statements};
+
+use self::functions::{Functions, field_of};
 use crate::SourceTable;
 use crate::error::{refused, unsupported};
 
@@ -27,14 +34,16 @@ pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Resul
     finish(query.visit(&mut Declarations { names: &mut names }))?;
     finish(query.visit(&mut Spelling { names: &names }))?;
     finish(query.visit(&mut WindowReferences { names: &names }))?;
-    finish(query.visit(&mut ColumnNames { names: &names }))
+    finish(query.visit(&mut ColumnNames { names: &names }))?;
+    finish(query.visit(&mut Functions))
 }
 
 /// Rewrites a predicate over columns in place.
 pub(crate) fn rewrite_expression(expr: &mut Expr, fields: &Fields) -> Result<(), DataFusionError> {
     let mut names = Names::default();
     names.add_fields(fields);
-    finish(expr.visit(&mut Spelling { names: &names }))
+    finish(expr.visit(&mut Spelling { names: &names }))?;
+    finish(expr.visit(&mut Functions))
 }
 
 fn finish(flow: Flow) -> Result<(), DataFusionError> {
@@ -378,28 +387,6 @@ fn replace_references(expr: &mut Expr, call: &Expr) {
         }
     }
     let _ = expr.visit(&mut Replace(call));
-}
-
-/// `get_field(expr, 'name')`
-fn field_of(expr: Expr, name: &str) -> Expr {
-    let argument = |expr| FunctionArg::Unnamed(FunctionArgExpr::Expr(expr));
-    Expr::Function(Function {
-        name: ObjectName::from(vec![Ident::new("get_field")]),
-        uses_odbc_syntax: false,
-        parameters: FunctionArguments::None,
-        args: FunctionArguments::List(FunctionArgumentList {
-            duplicate_treatment: None,
-            args: vec![
-                argument(expr),
-                argument(Expr::Value(Value::SingleQuotedString(name.to_owned()).with_empty_span())),
-            ],
-            clauses: vec![],
-        }),
-        filter: None,
-        null_treatment: None,
-        over: None,
-        within_group: vec![],
-    })
 }
 
 /// Gives columns without an alias Spark's names.

@@ -1,1 +1,5 @@
 //! Perennial.
+
+pub mod http;
+pub mod job;
+pub mod job_file;

@@ -1,186 +1,54 @@
-//! How the job is: what the batch loop reports, and what health, metrics and people read.
+//! How the job is: what the batch loop tells, and what health, metrics and people read.
 //!
-//! The board is pure data. Writers hand in the time of what they report, readers hand in the time at which they ask, and everything that
-//! is derived (healthy or not, ready or not, what to do) is a pure function of the two. An update costs a lock and a few additions
-//! per batch; a reader copies the whole state out and works on its copy.
+//! The board is an [`Observer`] that keeps what it hears. An update costs a lock and a few additions per batch; a reader copies the whole
+//! state out and works on its copy. Everything that is derived (healthy or not, stale or not, what to do) is a pure function of such a
+//! copy and of the time at which one asks.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::error::ErrorClass;
+use crate::checkpoint::BatchCounts;
+use crate::env::Clock;
+use crate::error::{Error, ErrorClass};
 use crate::plan::OperatorProgress;
+use crate::policy::Action;
+use crate::progress::{BatchReport, Observer, QueryState};
 use crate::sink::BatchId;
 use crate::source::Lag;
 
-/// Where a query is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QueryState {
-    /// Opens its checkpoint, its sources and its sink.
-    Initializing,
-    /// Works on a batch.
-    Running,
-    /// Has read everything there is, or waits for its trigger.
-    Waiting,
-    /// Failed, and waits for the next attempt.
-    BackingOff,
-    /// Ended as it was asked to.
-    Stopped,
-    /// Ended because of an error.
-    Failed,
-}
+/// The names of the states of a query, for metrics.
+pub const STATE_NAMES: [&str; 8] =
+    ["initializing", "started", "waiting", "running", "backing_off", "breaker_open", "stopped", "failed"];
 
-impl QueryState {
-    /// All states, for metrics.
-    pub const ALL: [Self; 6] =
-        [Self::Initializing, Self::Running, Self::Waiting, Self::BackingOff, Self::Stopped, Self::Failed];
-
-    /// The name that people and metrics see.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Initializing => "initializing",
-            Self::Running => "running",
-            Self::Waiting => "waiting",
-            Self::BackingOff => "backing_off",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        }
+/// The name of a state that people and metrics see: one of [`STATE_NAMES`].
+pub fn state_name(state: &QueryState) -> &'static str {
+    match state {
+        QueryState::Starting => "initializing",
+        QueryState::Started { .. } => "started",
+        QueryState::Idle => "waiting",
+        QueryState::Running => "running",
+        QueryState::BackingOff { .. } => "backing_off",
+        QueryState::BreakerOpen { .. } => "breaker_open",
+        QueryState::Stopped => "stopped",
+        QueryState::Failed => "failed",
     }
 }
 
-/// A part of a batch whose time is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Asking the sources what is new, and writing `offsets/N`.
-    Trigger,
-    /// Reading the ranges.
-    Read,
-    /// Decoding records and checking expectations.
-    Decode,
-    /// Running the plan.
-    Execute,
-    /// Writing to the sink.
-    Sink,
-    /// Making state, dead letters and `commits/N` durable.
-    Checkpoint,
-}
-
-impl Phase {
-    /// All phases, in the order of a batch.
-    pub const ALL: [Self; 6] = [Self::Trigger, Self::Read, Self::Decode, Self::Execute, Self::Sink, Self::Checkpoint];
-
-    /// The name that metrics carry.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Trigger => "trigger",
-            Self::Read => "read",
-            Self::Decode => "decode",
-            Self::Execute => "execute",
-            Self::Sink => "sink",
-            Self::Checkpoint => "checkpoint",
-        }
-    }
-}
-
-/// What became of the records of a batch.
-///
-/// `read + multiplied` equals the sum of all others but `rows_written`: see [`RecordCounts::closes`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct RecordCounts {
-    /// Records read from the sources.
-    pub read: u64,
-    /// Rows that the query made out of one record, beyond the first.
-    pub multiplied: u64,
-    /// Rows that went straight through to the sink.
-    pub passed: u64,
-    /// Rows that went into state.
-    pub held: u64,
-    /// Rows that the query's conditions left out.
-    pub filtered: u64,
-    /// Rows dropped because they came after the watermark.
-    pub late: u64,
-    /// Records dropped because the job file says so (`on_violation: drop`, `mode: dropmalformed`).
-    pub dropped: u64,
-    /// Records in the dead letters.
-    pub dead_lettered: u64,
-    /// Rows written to the sink: those that passed, and those that came out of state.
-    pub rows_written: u64,
-}
-
-impl RecordCounts {
-    /// Whether every record is accounted for exactly once.
-    pub fn closes(&self) -> bool {
-        self.read + self.multiplied
-            == self.passed + self.held + self.filtered + self.late + self.dropped + self.dead_lettered
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.read += other.read;
-        self.multiplied += other.multiplied;
-        self.passed += other.passed;
-        self.held += other.held;
-        self.filtered += other.filtered;
-        self.late += other.late;
-        self.dropped += other.dropped;
-        self.dead_lettered += other.dead_lettered;
-        self.rows_written += other.rows_written;
-    }
-}
-
-/// A committed batch.
-#[derive(Debug, Clone)]
-pub struct BatchReport {
-    /// Name of the query.
-    pub query: String,
-    /// Number of the batch.
-    pub batch_id: BatchId,
-    /// When it was committed, in microseconds since the epoch.
-    pub finished_at_micros: i64,
-    /// From trigger to commit.
-    pub duration: Duration,
-    /// How long each measured phase took. Phases that run at the same time overlap, so that they may add up to more than `duration`.
-    pub phases: Vec<(Phase, Duration)>,
-    /// What became of its records.
-    pub records: RecordCounts,
-    /// The query's watermark after the batch, in milliseconds since the epoch; `None` without one.
-    pub watermark_ms: Option<i64>,
-    /// Per source what waits behind the batch, where the source can tell.
-    pub lag: Vec<(String, Lag)>,
-    /// Stateful operators.
-    pub operators: Vec<OperatorProgress>,
-    /// Bytes written to the checkpoint.
-    pub checkpoint_bytes: u64,
-}
-
-/// Something went wrong.
-#[derive(Debug, Clone)]
-pub struct ErrorReport {
-    /// Name of the query.
-    pub query: String,
-    /// The class: its code, what to do.
-    pub class: &'static ErrorClass,
-    /// What happened.
-    pub message: String,
-    /// When, in microseconds since the epoch.
-    pub at_micros: i64,
-}
-
-/// An entry of the dead letters: records of one batch with one class of error.
-#[derive(Debug, Clone)]
-pub struct DeadLetterReport {
-    /// Name of the query.
-    pub query: String,
-    /// Number of the batch.
-    pub batch_id: BatchId,
-    /// Why.
-    pub class: &'static ErrorClass,
-    /// How many records.
-    pub records: u64,
-    /// When, in microseconds since the epoch.
-    pub at_micros: i64,
+/// Adds the accounts of a batch.
+fn add(total: &mut BatchCounts, batch: &BatchCounts) {
+    total.read += batch.read;
+    total.written += batch.written;
+    total.held += batch.held;
+    total.filtered += batch.filtered;
+    total.late += batch.late;
+    total.dead_lettered += batch.dead_lettered;
+    total.dropped += batch.dropped;
+    total.multiplied += batch.multiplied;
 }
 
 /// Counts of durations by upper bound, as Prometheus wants them.
@@ -231,8 +99,10 @@ pub struct LastBatch {
     pub finished_at_micros: i64,
     /// From trigger to commit.
     pub duration: Duration,
-    /// What became of its records.
-    pub records: RecordCounts,
+    /// Its accounts.
+    pub counts: BatchCounts,
+    /// Records of it that are unaccounted for; 0, or there is a bug.
+    pub missing: i64,
 }
 
 /// One query.
@@ -240,34 +110,40 @@ pub struct LastBatch {
 pub struct QueryStatus {
     /// Where it is in its life.
     pub state: QueryState,
-    /// Why it is there, where there is something to say.
-    pub reason: Option<String>,
     /// Since when, in microseconds since the epoch.
     pub since_micros: i64,
-    /// The last committed batch of this run of the process.
+    /// Whether it has ever got through its start.
+    pub started: bool,
+    /// The last batch that this process committed.
     pub last_batch: Option<LastBatch>,
     /// Batches committed since the start.
     pub batches: u64,
     /// Time spent in them.
     pub batch_time: Duration,
-    /// What became of the records since the start.
-    pub records: RecordCounts,
-    /// Batches whose counts did not close. Anything but 0 is a bug.
+    /// Their accounts.
+    pub counts: BatchCounts,
+    /// Bytes of records read.
+    pub bytes_read: u64,
+    /// Rows that broke an expectation which only warns.
+    pub warned: u64,
+    /// Batches whose accounts did not add up. Anything but 0 is a bug.
     pub unaccounted_batches: u64,
     /// Whole batches, from trigger to commit.
     pub batch_seconds: Histogram,
-    /// Phases, in the order of [`Phase::ALL`].
-    pub phase_seconds: [Histogram; Phase::ALL.len()],
+    /// The phases of batches, by name, in their order.
+    pub phase_seconds: Vec<(&'static str, Histogram)>,
     /// Watermark in milliseconds since the epoch.
     pub watermark_ms: Option<i64>,
     /// What waits, by source.
     pub lag: BTreeMap<String, Lag>,
     /// Stateful operators after the last batch.
     pub operators: Vec<OperatorProgress>,
-    /// Bytes written to the checkpoint since the start.
-    pub checkpoint_bytes: u64,
+    /// Bytes that the state wrote.
+    pub state_bytes_written: u64,
     /// Errors since the start, by class.
     pub errors: BTreeMap<&'static str, u64>,
+    /// Times that a batch was tried again.
+    pub retries: u64,
     /// The last error, also when it is over.
     pub last_error: Option<LastError>,
     /// Dead-lettered records since the start, by class.
@@ -277,21 +153,24 @@ pub struct QueryStatus {
 impl QueryStatus {
     fn new(at_micros: i64) -> Self {
         Self {
-            state: QueryState::Initializing,
-            reason: None,
+            state: QueryState::Starting,
             since_micros: at_micros,
+            started: false,
             last_batch: None,
             batches: 0,
             batch_time: Duration::ZERO,
-            records: RecordCounts::default(),
+            counts: BatchCounts::default(),
+            bytes_read: 0,
+            warned: 0,
             unaccounted_batches: 0,
             batch_seconds: Histogram::default(),
-            phase_seconds: Default::default(),
+            phase_seconds: Vec::new(),
             watermark_ms: None,
             lag: BTreeMap::new(),
             operators: Vec::new(),
-            checkpoint_bytes: 0,
+            state_bytes_written: 0,
             errors: BTreeMap::new(),
+            retries: 0,
             last_error: None,
             dead_letters: BTreeMap::new(),
         }
@@ -300,34 +179,54 @@ impl QueryStatus {
     /// Records per second of the last batch (Spark's `processedRowsPerSecond`).
     pub fn records_per_second(&self) -> f64 {
         match &self.last_batch {
-            Some(batch) if !batch.duration.is_zero() => batch.records.read as f64 / batch.duration.as_secs_f64(),
+            Some(batch) if !batch.duration.is_zero() => batch.counts.read as f64 / batch.duration.as_secs_f64(),
             _ => 0.0,
         }
     }
-}
 
-/// First or last entry of the dead letters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetterEntry {
-    /// Number of the batch.
-    pub batch_id: BatchId,
-    /// When, in microseconds since the epoch.
-    pub at_micros: i64,
-    /// Its class.
-    pub class: &'static ErrorClass,
-}
+    fn enter(&mut self, state: QueryState, now_micros: i64) {
+        if state_name(&self.state) != state_name(&state) {
+            self.since_micros = now_micros;
+        }
+        self.started |= !matches!(
+            state,
+            QueryState::Starting | QueryState::BackingOff { .. } | QueryState::BreakerOpen { .. } | QueryState::Failed
+        );
+        self.state = state;
+    }
 
-/// The dead letters since the start.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeadLetterStatus {
-    /// Entries: one for each batch and class.
-    pub entries: u64,
-    /// Entries by class.
-    pub by_class: BTreeMap<&'static str, u64>,
-    /// The first entry.
-    pub first: Option<DeadLetterEntry>,
-    /// The last entry.
-    pub last: Option<DeadLetterEntry>,
+    fn committed(&mut self, report: &BatchReport) {
+        let duration = report.phases.total();
+        let missing = report.counts.missing(!report.operators.is_empty());
+        self.batches += 1;
+        self.batch_time += duration;
+        add(&mut self.counts, &report.counts);
+        self.bytes_read += report.bytes_read;
+        self.warned += report.warned;
+        self.unaccounted_batches += u64::from(missing != 0);
+        self.batch_seconds.observe(duration);
+        let phases = report.phases.named();
+        if self.phase_seconds.is_empty() {
+            self.phase_seconds = phases.iter().map(|(name, _)| (*name, Histogram::default())).collect();
+        }
+        for ((_, histogram), (_, time)) in self.phase_seconds.iter_mut().zip(phases) {
+            histogram.observe(time);
+        }
+        self.watermark_ms = report.next_watermark_ms;
+        self.lag.extend(report.lag.iter().cloned());
+        self.operators.clone_from(&report.operators);
+        self.state_bytes_written += report.state_bytes_written;
+        for (class, records) in &report.dead_letters {
+            *self.dead_letters.entry(class).or_insert(0) += records;
+        }
+        self.last_batch = Some(LastBatch {
+            id: report.batch,
+            finished_at_micros: report.finished_at_micros,
+            duration,
+            counts: report.counts,
+            missing,
+        });
+    }
 }
 
 /// A copy of the board.
@@ -339,14 +238,14 @@ pub struct Status {
     pub version: String,
     /// When the process started, in microseconds since the epoch.
     pub start_micros: i64,
+    /// The time of this copy, in microseconds since the epoch.
+    pub now_micros: i64,
     /// Errors count towards health for this long.
     pub error_window: Duration,
     /// When the most recent errors happened, in microseconds since the epoch, oldest first.
     pub recent_errors_micros: VecDeque<i64>,
     /// Queries by name.
     pub queries: BTreeMap<String, QueryStatus>,
-    /// Dead letters.
-    pub dead_letters: DeadLetterStatus,
 }
 
 /// So many errors within the window make a job unhealthy.
@@ -362,7 +261,7 @@ const KEPT_ERRORS: usize = 1000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// A query is still starting.
+    /// A query has not got through its start yet.
     Initializing,
     /// No errors within the window.
     Healthy,
@@ -390,21 +289,25 @@ impl Health {
 }
 
 impl Status {
-    /// Errors within the window that ends at `now_micros`.
-    pub fn errors_in_window(&self, now_micros: i64) -> usize {
+    /// Seconds since a point in time (microseconds since the epoch); 0 when the clock was set back in between.
+    pub fn seconds_since(&self, micros: i64) -> f64 {
+        self.now_micros.saturating_sub(micros).max(0) as f64 / 1e6
+    }
+
+    /// Errors within the window.
+    pub fn errors_in_window(&self) -> usize {
         let window = i64::try_from(self.error_window.as_micros()).unwrap_or(i64::MAX);
-        let from = now_micros.saturating_sub(window);
+        let from = self.now_micros.saturating_sub(window);
         self.recent_errors_micros.iter().filter(|at| **at > from).count()
     }
 
-    /// How the job is at `now_micros`.
-    pub fn health(&self, now_micros: i64) -> Health {
-        let states = || self.queries.values().map(|query| query.state);
-        let failed = states().filter(|state| *state == QueryState::Failed).count();
-        let errors = self.errors_in_window(now_micros);
+    /// How the job is.
+    pub fn health(&self) -> Health {
+        let failed = self.queries.values().filter(|query| query.state == QueryState::Failed).count();
+        let errors = self.errors_in_window();
         if errors >= UNHEALTHY_ERRORS || (failed > 0 && failed == self.queries.len()) {
             Health::Unhealthy
-        } else if self.queries.is_empty() || states().any(|state| state == QueryState::Initializing) {
+        } else if self.queries.is_empty() || self.queries.values().any(|q| !q.started && q.state != QueryState::Failed) {
             Health::Initializing
         } else if errors > 0 || failed > 0 {
             Health::Degraded
@@ -415,18 +318,19 @@ impl Status {
 
     /// Whether a batch is overdue: nothing was committed for [`STALE_AFTER`] although a query has something to do. A job without new
     /// input is idle, not stale.
-    pub fn is_stale(&self, now_micros: i64) -> bool {
-        let busy = |query: &QueryStatus| matches!(query.state, QueryState::Running | QueryState::BackingOff);
+    pub fn is_stale(&self) -> bool {
         self.queries.values().any(|query| {
+            let busy = !matches!(query.state, QueryState::Idle | QueryState::Stopped | QueryState::Failed);
             let last = query.last_batch.as_ref().map_or(self.start_micros, |b| b.finished_at_micros);
-            busy(query) && seconds_between(last, now_micros) > STALE_AFTER.as_secs_f64()
+            // A query that waited for input for long has just begun when it begins.
+            busy && self.seconds_since(last.max(query.since_micros)) > STALE_AFTER.as_secs_f64()
         })
     }
 
     /// What a person should do, in the words that people's scripts look for.
-    pub fn recommendations(&self, now_micros: i64) -> Vec<&'static str> {
+    pub fn recommendations(&self) -> Vec<&'static str> {
         let mut found = Vec::new();
-        match self.errors_in_window(now_micros) {
+        match self.errors_in_window() {
             0..5 => {}
             5..=10 => found.push("Moderate error rate - Monitor for patterns"),
             _ => found.push("High error count detected - Review DLQ and error logs"),
@@ -434,7 +338,7 @@ impl Status {
         if self.batches() == 0 {
             found.push("No batches processed yet - Job may be initializing");
         }
-        if self.is_stale(now_micros) {
+        if self.is_stale() {
             found.push("Job appears stale (>5 min since last batch) - Check batch processing");
         }
         found
@@ -452,7 +356,7 @@ impl Status {
 
     /// Records read since the start.
     pub fn records(&self) -> u64 {
-        self.queries.values().map(|query| query.records.read).sum()
+        self.queries.values().map(|query| query.counts.read).sum()
     }
 
     /// Mean time of a batch in seconds; 0 before the first.
@@ -474,151 +378,169 @@ impl Status {
         }
         total
     }
+
+    fn query(&mut self, name: &str) -> &mut QueryStatus {
+        let now = self.now_micros;
+        self.queries.entry(name.to_owned()).or_insert_with(|| QueryStatus::new(now))
+    }
 }
 
-/// Seconds from one point in time to another, both in microseconds since the epoch; 0 when the clock was set back in between.
-pub fn seconds_between(from_micros: i64, to_micros: i64) -> f64 {
-    to_micros.saturating_sub(from_micros).max(0) as f64 / 1e6
+/// Keeps what the queries of a job tell, for everything that tells how they are.
+pub struct StatusBoard {
+    clock: Arc<dyn Clock>,
+    status: Mutex<Status>,
 }
-
-/// Where the batch loop reports to. Shared by all queries of a job and by everything that tells how they are.
-#[derive(Debug)]
-pub struct StatusBoard(Mutex<Status>);
 
 impl StatusBoard {
-    /// A board without queries. Errors count towards health for `error_window`.
-    pub fn new(
+    /// A board of the queries of a job that starts now. Errors count towards health for `error_window`.
+    pub fn new<'q>(
+        clock: Arc<dyn Clock>,
         job: impl Into<String>,
         version: impl Into<String>,
-        start_micros: i64,
+        queries: impl IntoIterator<Item = &'q str>,
         error_window: Duration,
     ) -> Self {
-        Self(Mutex::new(Status {
+        let now = clock.now_micros();
+        let status = Status {
             job: job.into(),
             version: version.into(),
-            start_micros,
+            start_micros: now,
+            now_micros: now,
             error_window,
             recent_errors_micros: VecDeque::new(),
-            queries: BTreeMap::new(),
-            dead_letters: DeadLetterStatus::default(),
-        }))
+            queries: queries.into_iter().map(|name| (name.to_owned(), QueryStatus::new(now))).collect(),
+        };
+        Self { clock, status: Mutex::new(status) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Status> {
-        // No update can leave the numbers half done in a way that matters, so a panic elsewhere does not take health down.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A copy of everything.
+    /// A copy of everything, as it is now.
     pub fn snapshot(&self) -> Status {
-        self.lock().clone()
+        let now_micros = self.clock.now_micros();
+        Status { now_micros, ..self.status.lock().clone() }
     }
 
-    /// A query went over to another state. The first report of a query adds it.
-    pub fn state(&self, query: &str, state: QueryState, reason: Option<String>, at_micros: i64) {
-        let mut status = self.lock();
-        let entry = status.query(query, at_micros);
-        if entry.state != state {
-            entry.since_micros = at_micros;
-        }
-        entry.state = state;
-        entry.reason = reason;
+    /// Changes the status, which holds the time of the change.
+    fn update(&self, change: impl FnOnce(&mut Status)) {
+        let now = self.clock.now_micros();
+        let mut status = self.status.lock();
+        status.now_micros = now;
+        change(&mut status);
     }
+}
 
-    /// A batch was committed.
-    pub fn batch_done(&self, report: BatchReport) {
-        let mut status = self.lock();
-        let query = status.query(&report.query, report.finished_at_micros);
-        query.batches += 1;
-        query.batch_time += report.duration;
-        query.records.add(&report.records);
-        query.unaccounted_batches += u64::from(!report.records.closes());
-        query.batch_seconds.observe(report.duration);
-        for (phase, duration) in report.phases {
-            query.phase_seconds[phase as usize].observe(duration);
-        }
-        query.watermark_ms = report.watermark_ms.or(query.watermark_ms);
-        query.lag.extend(report.lag);
-        query.operators = report.operators;
-        query.checkpoint_bytes += report.checkpoint_bytes;
-        query.last_batch = Some(LastBatch {
-            id: report.batch_id,
-            finished_at_micros: report.finished_at_micros,
-            duration: report.duration,
-            records: report.records,
+impl fmt::Debug for StatusBoard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StatusBoard").field(&self.status.lock().job).finish()
+    }
+}
+
+impl Observer for StatusBoard {
+    fn committed(&self, query: &str, report: &BatchReport) {
+        self.update(|status| {
+            let now = status.now_micros;
+            let query = status.query(query);
+            query.committed(report);
+            // Whatever the query said last, it works.
+            query.enter(QueryState::Running, now);
         });
     }
 
-    /// An error reached the supervisor.
-    pub fn error(&self, report: ErrorReport) {
-        let mut status = self.lock();
-        if status.recent_errors_micros.len() == KEPT_ERRORS {
-            status.recent_errors_micros.pop_front();
-        }
-        status.recent_errors_micros.push_back(report.at_micros);
-        let query = status.query(&report.query, report.at_micros);
-        *query.errors.entry(report.class.code).or_insert(0) += 1;
-        query.last_error =
-            Some(LastError { class: report.class, message: report.message, at_micros: report.at_micros });
+    fn failed(&self, query: &str, _: Option<BatchId>, error: &Error, action: Action) {
+        self.update(|status| {
+            let at_micros = status.now_micros;
+            if status.recent_errors_micros.len() == KEPT_ERRORS {
+                status.recent_errors_micros.pop_front();
+            }
+            status.recent_errors_micros.push_back(at_micros);
+            let query = status.query(query);
+            *query.errors.entry(error.class().code).or_insert(0) += 1;
+            query.retries += u64::from(action != Action::Stop);
+            query.last_error = Some(LastError { class: error.class(), message: error.to_string(), at_micros });
+        });
     }
 
-    /// Records went to the dead letters, and their batch is committed.
-    pub fn dead_letter(&self, report: DeadLetterReport) {
-        let mut status = self.lock();
-        let query = status.query(&report.query, report.at_micros);
-        *query.dead_letters.entry(report.class.code).or_insert(0) += report.records;
-        let letters = &mut status.dead_letters;
-        letters.entries += 1;
-        *letters.by_class.entry(report.class.code).or_insert(0) += 1;
-        let entry = DeadLetterEntry { batch_id: report.batch_id, at_micros: report.at_micros, class: report.class };
-        letters.first.get_or_insert_with(|| entry.clone());
-        letters.last = Some(entry);
-    }
-}
-
-impl Status {
-    fn query(&mut self, name: &str, at_micros: i64) -> &mut QueryStatus {
-        self.queries.entry(name.to_owned()).or_insert_with(|| QueryStatus::new(at_micros))
+    fn state(&self, query: &str, state: QueryState) {
+        self.update(|status| {
+            let now = status.now_micros;
+            status.query(query).enter(state, now);
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
     use super::*;
     use crate::error::class;
+    use crate::progress::Phases;
 
     const SECOND: i64 = 1_000_000;
 
-    fn board() -> StatusBoard {
-        StatusBoard::new("job", "1.0", 0, Duration::from_secs(3600))
+    #[derive(Debug, Default)]
+    struct SetClock(AtomicI64);
+
+    #[async_trait::async_trait]
+    impl Clock for SetClock {
+        fn now_micros(&self) -> i64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        async fn sleep(&self, _: Duration) {}
     }
 
-    fn batch(query: &str, id: BatchId, at_micros: i64, records: RecordCounts) -> BatchReport {
-        BatchReport {
-            query: query.into(),
-            batch_id: id,
-            finished_at_micros: at_micros,
-            duration: Duration::from_millis(500),
-            phases: vec![(Phase::Execute, Duration::from_millis(20)), (Phase::Sink, Duration::from_secs(100))],
-            records,
-            watermark_ms: Some(7),
-            lag: vec![("readings".into(), Lag { records: Some(3), partitions: vec![] })],
-            operators: vec![],
-            checkpoint_bytes: 10,
+    struct World {
+        clock: Arc<SetClock>,
+        board: StatusBoard,
+    }
+
+    impl World {
+        fn new(queries: &[&str]) -> Self {
+            let clock = Arc::new(SetClock::default());
+            let board =
+                StatusBoard::new(clock.clone(), "job", "1.0", queries.iter().copied(), Duration::from_secs(3600));
+            Self { clock, board }
+        }
+
+        fn at(&self, second: i64) -> &StatusBoard {
+            self.clock.0.store(second * SECOND, Ordering::Relaxed);
+            &self.board
+        }
+
+        fn error(&self, second: i64) {
+            self.at(second).failed("q", None, &Error::new(class::TIMEOUT, "slow"), Action::Stop);
         }
     }
 
-    fn error(at_micros: i64) -> ErrorReport {
-        ErrorReport { query: "q".into(), class: class::TIMEOUT, message: "slow".into(), at_micros }
+    fn batch(id: BatchId, second: i64, counts: BatchCounts) -> BatchReport {
+        BatchReport {
+            batch: id,
+            timestamp_ms: 0,
+            finished_at_micros: second * SECOND,
+            again: false,
+            duplicate: false,
+            counts,
+            bytes_read: 100,
+            warned: 0,
+            dead_letters: vec![("MalformedRecord", counts.dead_lettered)],
+            phases: Phases { execute: Duration::from_millis(20), commit: Duration::from_millis(480), ..Default::default() },
+            watermark_ms: None,
+            next_watermark_ms: Some(7),
+            operators: vec![],
+            state_bytes_written: 10,
+            lag: vec![("readings".into(), Lag { records: Some(3), partitions: vec![] })],
+        }
     }
 
     #[test]
     fn health_goes_by_the_number_of_errors_within_the_window() {
-        let board = board();
-        assert_eq!(board.snapshot().health(0), Health::Initializing, "no query yet");
-        board.state("q", QueryState::Initializing, None, 0);
-        assert_eq!(board.snapshot().health(0), Health::Initializing);
-        board.state("q", QueryState::Running, None, SECOND);
+        let world = World::new(&["q"]);
+        assert_eq!(world.at(0).snapshot().health(), Health::Initializing);
+        world.board.state("q", QueryState::Idle);
         for (errors, expected) in [
             (0, Health::Healthy),
             (1, Health::Degraded),
@@ -628,121 +550,124 @@ mod tests {
             (5, Health::Unhealthy),
             (6, Health::Unhealthy),
         ] {
-            let status = board.snapshot();
-            assert_eq!(status.health(10 * SECOND), expected, "{errors} errors");
-            assert_eq!(status.health(10 * SECOND).is_ready(), errors < 5);
-            board.error(error(10 * SECOND));
+            let status = world.at(10).snapshot();
+            assert_eq!(status.health(), expected, "{errors} errors");
+            assert_eq!(status.health().is_ready(), errors < 5);
+            world.error(10);
         }
         // Seven errors at second 10: an hour later they count no longer, but they are still told.
-        let status = board.snapshot();
-        assert_eq!(status.health(3609 * SECOND), Health::Unhealthy);
-        assert_eq!(status.health(3610 * SECOND), Health::Healthy);
+        assert_eq!(world.at(3609).snapshot().health(), Health::Unhealthy);
+        let status = world.at(3610).snapshot();
+        assert_eq!(status.health(), Health::Healthy);
         assert_eq!(status.errors_by_type(), [("Timeout", 7)].into());
     }
 
     #[test]
+    fn a_query_that_cannot_start_is_initializing_until_it_is_unhealthy() {
+        let world = World::new(&["q", "other"]);
+        world.at(0).state("other", QueryState::Running);
+        for errors in 1..=5 {
+            world.error(errors);
+            world.board.state("q", QueryState::BackingOff { wait: Duration::from_secs(1) });
+            world.board.state("q", QueryState::Starting);
+            let expected = if errors < 5 { Health::Initializing } else { Health::Unhealthy };
+            assert_eq!(world.board.snapshot().health(), expected, "{errors} errors");
+        }
+        // Once it was started, an attempt to start again is not the beginning.
+        world.board.state("q", QueryState::Running);
+        world.board.state("q", QueryState::Starting);
+        assert_eq!(world.at(4000).snapshot().health(), Health::Healthy);
+    }
+
+    #[test]
     fn a_failed_query_degrades_the_job_and_the_last_one_makes_it_unhealthy() {
-        let board = board();
-        board.state("a", QueryState::Running, None, 0);
-        board.state("b", QueryState::Failed, Some("no table".into()), 0);
-        assert_eq!(board.snapshot().health(SECOND), Health::Degraded);
-        board.state("a", QueryState::Failed, None, 0);
-        assert_eq!(board.snapshot().health(SECOND), Health::Unhealthy);
+        let world = World::new(&["a", "b"]);
+        world.at(0).state("a", QueryState::Running);
+        world.board.state("b", QueryState::Failed);
+        assert_eq!(world.board.snapshot().health(), Health::Degraded);
+        world.board.state("a", QueryState::Failed);
+        assert_eq!(world.board.snapshot().health(), Health::Unhealthy);
     }
 
     #[test]
     fn a_state_is_dated_from_when_it_began() {
-        let board = board();
-        board.state("q", QueryState::BackingOff, Some("attempt 1".into()), SECOND);
-        board.state("q", QueryState::BackingOff, Some("attempt 2".into()), 2 * SECOND);
-        let status = board.snapshot();
-        assert_eq!((status.queries["q"].since_micros, status.queries["q"].reason.as_deref()), (SECOND, Some("attempt 2")));
-        board.state("q", QueryState::Running, None, 3 * SECOND);
-        assert_eq!(board.snapshot().queries["q"].since_micros, 3 * SECOND);
+        let world = World::new(&["q"]);
+        world.at(1).state("q", QueryState::BackingOff { wait: Duration::from_secs(1) });
+        world.at(2).state("q", QueryState::BackingOff { wait: Duration::from_secs(2) });
+        assert_eq!(world.board.snapshot().queries["q"].since_micros, SECOND);
+        world.at(3).state("q", QueryState::Running);
+        assert_eq!(world.board.snapshot().queries["q"].since_micros, 3 * SECOND);
     }
 
     #[test]
     fn batches_add_up() {
-        let board = board();
-        let closed = RecordCounts { read: 10, passed: 4, filtered: 3, late: 1, dead_lettered: 2, rows_written: 4, ..Default::default() };
-        assert!(closed.closes());
-        let open = RecordCounts { read: 10, held: 9, ..Default::default() };
-        assert!(!open.closes());
-        board.batch_done(batch("a", 41, SECOND, closed));
-        board.batch_done(batch("a", 42, 3 * SECOND, closed));
-        board.batch_done(batch("b", 7, 2 * SECOND, open));
-        let status = board.snapshot();
+        let world = World::new(&["a", "b"]);
+        let closed = BatchCounts { read: 10, written: 4, filtered: 3, late: 1, dead_lettered: 2, ..Default::default() };
+        world.at(9).committed("a", &batch(41, 1, closed));
+        world.board.committed("a", &batch(42, 3, closed));
+        world.board.committed("b", &batch(7, 2, BatchCounts { written: 9, ..closed }));
+        let status = world.board.snapshot();
         assert_eq!((status.batches(), status.records()), (3, 30));
-        assert_eq!(status.last_batch().unwrap().id, 42);
+        assert_eq!(status.last_batch().map(|b| b.id), Some(42));
         assert_eq!(status.average_batch_seconds(), 0.5);
         assert_eq!(status.records_per_second(), 40.0);
-        assert_eq!(status.queries["a"].records.filtered, 6);
-        assert_eq!(status.queries["a"].checkpoint_bytes, 20);
-        assert_eq!((status.queries["a"].unaccounted_batches, status.queries["b"].unaccounted_batches), (0, 1));
-        let execute = &status.queries["a"].phase_seconds[Phase::Execute as usize];
+        let (a, b) = (&status.queries["a"], &status.queries["b"]);
+        assert_eq!((a.counts.filtered, a.state_bytes_written, a.dead_letters["MalformedRecord"]), (6, 20, 4));
+        assert_eq!((a.unaccounted_batches, b.unaccounted_batches), (0, 1));
+        let (_, execute) = a.phase_seconds.iter().find(|(name, _)| *name == "execute").unwrap();
         assert_eq!((execute.count(), execute.counts[4]), (2, 2), "20 ms is in the bucket up to 25 ms");
-        let sink = &status.queries["a"].phase_seconds[Phase::Sink as usize];
-        assert_eq!(sink.counts[Histogram::BOUNDS.len()], 2, "100 s is above all bounds");
+    }
+
+    #[test]
+    fn a_histogram_counts_what_is_above_all_bounds() {
+        let mut histogram = Histogram::default();
+        histogram.observe(Duration::from_secs(100));
+        histogram.observe(Duration::from_secs(60));
+        assert_eq!(histogram.counts[Histogram::BOUNDS.len() - 1..], [1, 1]);
+        assert_eq!((histogram.count(), histogram.sum_seconds), (2, 160.0));
     }
 
     #[test]
     fn idle_is_not_stale() {
-        let board = board();
-        board.batch_done(batch("q", 0, 0, RecordCounts::default()));
-        let late = 301 * SECOND;
-        board.state("q", QueryState::Waiting, None, 0);
-        assert!(!board.snapshot().is_stale(late));
-        board.state("q", QueryState::Running, None, 0);
-        assert!(!board.snapshot().is_stale(300 * SECOND));
-        let status = board.snapshot();
-        assert!(status.is_stale(late));
+        let world = World::new(&["q"]);
+        world.at(0).committed("q", &batch(0, 0, BatchCounts::default()));
+        world.board.state("q", QueryState::Idle);
+        assert!(!world.at(10_000).snapshot().is_stale());
+        world.board.state("q", QueryState::Running);
+        assert!(!world.at(10_300).snapshot().is_stale(), "a batch that began after a long wait is not overdue at once");
+        let status = world.at(10_301).snapshot();
+        assert!(status.is_stale());
         assert_eq!(
-            status.recommendations(late),
+            status.recommendations(),
             ["Job appears stale (>5 min since last batch) - Check batch processing"]
         );
     }
 
     #[test]
     fn recommendations_are_those_that_scripts_look_for() {
-        let board = board();
-        assert_eq!(board.snapshot().recommendations(0), ["No batches processed yet - Job may be initializing"]);
-        board.batch_done(batch("q", 0, 0, RecordCounts::default()));
+        let world = World::new(&["q"]);
+        assert_eq!(world.at(0).snapshot().recommendations(), ["No batches processed yet - Job may be initializing"]);
+        world.board.committed("q", &batch(0, 0, BatchCounts::default()));
         for (errors, expected) in [
             (4, None),
             (5, Some("Moderate error rate - Monitor for patterns")),
             (10, Some("Moderate error rate - Monitor for patterns")),
             (11, Some("High error count detected - Review DLQ and error logs")),
         ] {
-            while board.snapshot().errors_in_window(SECOND) < errors {
-                board.error(error(SECOND));
+            while world.board.snapshot().errors_in_window() < errors {
+                world.error(1);
             }
-            assert_eq!(board.snapshot().recommendations(SECOND).first().copied(), expected, "{errors} errors");
+            assert_eq!(world.board.snapshot().recommendations().first().copied(), expected, "{errors} errors");
         }
-    }
-
-    #[test]
-    fn dead_letters_keep_their_first_and_last_entry() {
-        let board = board();
-        for (batch_id, class, records) in
-            [(1, class::MALFORMED_RECORD, 5), (2, class::EXPECTATION_FAILED, 1), (3, class::MALFORMED_RECORD, 2)]
-        {
-            board.dead_letter(DeadLetterReport { query: "q".into(), batch_id, class, records, at_micros: 9 });
-        }
-        let status = board.snapshot();
-        assert_eq!(status.dead_letters.entries, 3);
-        assert_eq!(status.dead_letters.by_class, [("ExpectationFailed", 1), ("MalformedRecord", 2)].into());
-        assert_eq!(status.queries["q"].dead_letters["MalformedRecord"], 7);
-        assert_eq!(status.dead_letters.first.unwrap().batch_id, 1);
-        assert_eq!(status.dead_letters.last.unwrap().batch_id, 3);
     }
 
     #[test]
     fn errors_are_kept_in_bounded_memory() {
-        let board = board();
-        for at in 0..5_000 {
-            board.error(error(at));
+        let world = World::new(&["q"]);
+        for second in 0..5_000 {
+            world.error(second);
         }
-        let status = board.snapshot();
+        let status = world.board.snapshot();
         assert_eq!(status.recent_errors_micros.len(), KEPT_ERRORS);
         assert_eq!(status.errors_by_type()["Timeout"], 5_000);
     }

@@ -10,12 +10,15 @@ use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::logical_expr::ScalarUDF;
 use perennial_connectors::format::Format;
 use perennial_core::config::HumanDuration;
+use perennial_core::expectation::OnViolation;
+use perennial_core::guarantee::Guarantee;
+use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
 
 use crate::job_file::{
-    self, CircuitBreakerSettings, DeadLetterSettings, Expectation, Guarantee, HealthSettings, HttpSettings, JobFile, JobFileError,
-    LoadedJobFile, Lookup, OnViolation, Origin, Problem, ProcessLookup, RetrySettings, Trigger, WatermarkSettings, nearest,
+    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile, Lookup, Origin,
+    Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -38,9 +41,9 @@ pub struct Job {
     /// Where records go that cannot be processed.
     pub dead_letters: DeadLetterSettings,
     /// How a query is tried again.
-    pub retry: RetrySettings,
+    pub retry: RetryPolicy,
     /// When to stop trying for a while.
-    pub circuit_breaker: CircuitBreakerSettings,
+    pub circuit_breaker: BreakerPolicy,
     /// The guarantee that every query must give, if one is demanded.
     pub guarantee: Option<Guarantee>,
     /// The HTTP server.
@@ -68,7 +71,7 @@ pub struct JobSource {
     /// Event time. The column is a top-level column of the schema, in the schema's own spelling.
     pub watermark: Option<WatermarkSettings>,
     /// Rules for its records, by name.
-    pub expectations: BTreeMap<String, Expectation>,
+    pub expectations: BTreeMap<String, ExpectationSettings>,
 }
 
 impl JobSource {
@@ -102,7 +105,7 @@ impl JobSource {
     /// A rule for its records: a Spark SQL condition.
     #[must_use]
     pub fn expect(mut self, name: impl Into<String>, check: impl Into<String>, on_violation: OnViolation) -> Self {
-        self.expectations.insert(name.into(), Expectation { check: check.into(), on_violation });
+        self.expectations.insert(name.into(), ExpectationSettings { check: check.into(), on_violation });
         self
     }
 }
@@ -147,8 +150,8 @@ impl Job {
                 trigger: Trigger::default(),
                 checkpoint: format!("./checkpoints/{name}"),
                 dead_letters: DeadLetterSettings::default(),
-                retry: RetrySettings::default(),
-                circuit_breaker: CircuitBreakerSettings::default(),
+                retry: RetryPolicy::default(),
+                circuit_breaker: BreakerPolicy::default(),
                 guarantee: None,
                 http: HttpSettings::default(),
                 health: HealthSettings::default(),
@@ -405,9 +408,9 @@ impl JobBuilder {
         /// Where records go that cannot be processed.
         dead_letters: DeadLetterSettings;
         /// How a query is tried again.
-        retry: RetrySettings;
+        retry: RetryPolicy;
         /// When to stop trying for a while.
-        circuit_breaker: CircuitBreakerSettings;
+        circuit_breaker: BreakerPolicy;
         /// The HTTP server.
         http: HttpSettings;
         /// When the job counts as healthy.
@@ -437,8 +440,8 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .version(&file.version)
         .trigger(file.trigger)
         .dead_letters(file.dead_letters.clone())
-        .retry(file.retry.clone())
-        .circuit_breaker(file.circuit_breaker.clone())
+        .retry(file.retry)
+        .circuit_breaker(file.circuit_breaker)
         .http(file.http.clone())
         .health(file.health.clone())
         .time_zone(&file.time_zone);

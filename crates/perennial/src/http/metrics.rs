@@ -7,7 +7,7 @@ use std::fmt::{Display, Write};
 
 use axum::extract::State;
 use axum::http::{HeaderName, header};
-use perennial_core::status::{Histogram, Phase, QueryState, QueryStatus, Status, seconds_between};
+use perennial_core::status::{Histogram, QueryStatus, STATE_NAMES, Status, state_name};
 
 use super::HttpContext;
 
@@ -15,7 +15,7 @@ use super::HttpContext;
 const MAX_PARTITIONS: usize = 200;
 
 pub(super) async fn endpoint(State(context): State<HttpContext>) -> ([(HeaderName, &'static str); 1], String) {
-    let text = render(&context.board.snapshot(), context.clock.now_micros());
+    let text = render(&context.board.snapshot());
     ([(header::CONTENT_TYPE, Exposition::CONTENT_TYPE)], text)
 }
 
@@ -73,12 +73,12 @@ impl Exposition {
     }
 }
 
-/// All metrics of a job at `now_micros`.
-pub fn render(status: &Status, now_micros: i64) -> String {
+/// All metrics of a job.
+pub fn render(status: &Status) -> String {
     let mut out = Exposition::default();
     spark(&mut out, status);
-    job(&mut out, status, now_micros);
-    queries(&mut out, status, now_micros);
+    job(&mut out, status);
+    queries(&mut out, status);
     out.finish()
 }
 
@@ -93,22 +93,22 @@ fn spark(out: &mut Exposition, status: &Status) {
     out.single("spark_batches_processed_total", "counter", "Batches committed since the start.", status.batches());
 }
 
-fn job(out: &mut Exposition, status: &Status, now: i64) {
+fn job(out: &mut Exposition, status: &Status) {
     out.metric("perennial_info", "gauge", "Job and program, in the labels.");
     let labels = [("job", &*status.job), ("job_version", &*status.version), ("version", env!("CARGO_PKG_VERSION"))];
     out.sample("perennial_info", &labels, 1);
     let start = status.start_micros as f64 / 1e6;
     out.single("perennial_start_time_seconds", "gauge", "When the process started, in seconds since the epoch.", start);
-    let health = status.health(now);
+    let health = status.health();
     out.metric("perennial_health", "gauge", "1 for the health that the job has, 0 for the others.");
     for name in ["initializing", "healthy", "degraded", "unhealthy"] {
         out.sample("perennial_health", &[("status", name)], u8::from(health.as_str() == name));
     }
-    let recent = status.errors_in_window(now);
+    let recent = status.errors_in_window();
     out.single("perennial_errors_in_window", "gauge", "Errors that count towards health.", recent);
 }
 
-fn queries(out: &mut Exposition, status: &Status, now: i64) {
+fn queries(out: &mut Exposition, status: &Status) {
     /// One metric with one value per query, for those that have it.
     fn each<V: Display>(
         out: &mut Exposition,
@@ -127,8 +127,8 @@ fn queries(out: &mut Exposition, status: &Status, now: i64) {
     let name = "perennial_query_state";
     out.metric(name, "gauge", "1 for the state that the query is in, 0 for the others.");
     for (query, entry) in &status.queries {
-        for state in QueryState::ALL {
-            out.sample(name, &[("query", query), ("state", state.as_str())], u8::from(entry.state == state));
+        for state in STATE_NAMES {
+            out.sample(name, &[("query", query), ("state", state)], u8::from(state_name(&entry.state) == state));
         }
     }
     each(out, status, ("perennial_batches_total", "counter", "Batches committed since the start."), |q| Some(q.batches));
@@ -137,7 +137,7 @@ fn queries(out: &mut Exposition, status: &Status, now: i64) {
     });
     let help = "Seconds since the last commit.";
     each(out, status, ("perennial_seconds_since_last_batch", "gauge", help), |q| {
-        q.last_batch.as_ref().map(|batch| seconds_between(batch.finished_at_micros, now))
+        q.last_batch.as_ref().map(|batch| status.seconds_since(batch.finished_at_micros))
     });
 
     let name = "perennial_batch_seconds";
@@ -148,31 +148,35 @@ fn queries(out: &mut Exposition, status: &Status, now: i64) {
     let name = "perennial_batch_phase_seconds";
     out.metric(name, "histogram", "Time of the phases of a batch. Phases overlap.");
     for (query, entry) in &status.queries {
-        for phase in Phase::ALL {
-            out.histogram(name, &[("query", query), ("phase", phase.as_str())], &entry.phase_seconds[phase as usize]);
+        for (phase, histogram) in &entry.phase_seconds {
+            out.histogram(name, &[("query", query), ("phase", phase)], histogram);
         }
     }
 
     let name = "perennial_records_total";
-    out.metric(name, "counter", "Records by outcome. read + multiplied = passed + held + filtered + late + dropped + dead_lettered.");
+    out.metric(name, "counter", "Records by outcome. read + multiplied is the sum of the others, with held in place of written where rows come out of state.");
     for (query, entry) in &status.queries {
-        let r = &entry.records;
+        let c = &entry.counts;
         let outcomes = [
-            ("read", r.read),
-            ("multiplied", r.multiplied),
-            ("passed", r.passed),
-            ("held", r.held),
-            ("filtered", r.filtered),
-            ("late", r.late),
-            ("dropped", r.dropped),
-            ("dead_lettered", r.dead_lettered),
+            ("read", c.read),
+            ("multiplied", c.multiplied),
+            ("written", c.written),
+            ("held", c.held),
+            ("filtered", c.filtered),
+            ("late", c.late),
+            ("dropped", c.dropped),
+            ("dead_lettered", c.dead_lettered),
         ];
         for (outcome, count) in outcomes {
             out.sample(name, &[("query", query), ("outcome", outcome)], count);
         }
     }
-    let help = "Rows written to the sink.";
-    each(out, status, ("perennial_rows_written_total", "counter", help), |q| Some(q.records.rows_written));
+    let help = "Bytes of records read.";
+    each(out, status, ("perennial_read_bytes_total", "counter", help), |q| Some(q.bytes_read));
+    let help = "Rows that broke an expectation which only warns.";
+    each(out, status, ("perennial_warned_rows_total", "counter", help), |q| Some(q.warned));
+    let help = "Times that a batch was tried again.";
+    each(out, status, ("perennial_retries_total", "counter", help), |q| Some(q.retries));
     let help = "Batches whose counts did not add up. Anything but 0 is a bug.";
     each(out, status, ("perennial_unaccounted_batches_total", "counter", help), |q| Some(q.unaccounted_batches));
 
@@ -202,7 +206,7 @@ fn queries(out: &mut Exposition, status: &Status, now: i64) {
     each(out, status, ("perennial_watermark_seconds", "gauge", help), |q| q.watermark_ms.map(|ms| ms as f64 / 1e3));
     let help = "How far the watermark is behind the clock, in seconds.";
     each(out, status, ("perennial_watermark_delay_seconds", "gauge", help), |q| {
-        q.watermark_ms.map(|ms| now as f64 / 1e6 - ms as f64 / 1e3)
+        q.watermark_ms.map(|ms| status.now_micros as f64 / 1e6 - ms as f64 / 1e3)
     });
     let help = "Rows in state.";
     each(out, status, ("perennial_state_rows", "gauge", help), |q| Some(q.operators.iter().map(|o| o.rows_total).sum::<u64>()));
@@ -210,8 +214,8 @@ fn queries(out: &mut Exposition, status: &Status, now: i64) {
     each(out, status, ("perennial_state_bytes", "gauge", help), |q| {
         Some(q.operators.iter().map(|o| o.memory_bytes).sum::<u64>())
     });
-    let help = "Bytes written to the checkpoint.";
-    each(out, status, ("perennial_checkpoint_bytes_total", "counter", help), |q| Some(q.checkpoint_bytes));
+    let help = "Bytes that the state wrote to the checkpoint.";
+    each(out, status, ("perennial_state_written_bytes_total", "counter", help), |q| Some(q.state_bytes_written));
 }
 
 fn by_class(

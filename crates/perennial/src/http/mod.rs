@@ -17,32 +17,29 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{MethodRouter, get};
-use perennial_core::env::Clock;
+use perennial_core::dead_letter::DeadLetters;
 use perennial_core::status::StatusBoard;
 use serde_json::json;
 
-pub use health::timestamp;
 pub use metrics::{Exposition, render as render_metrics};
-pub use server::{Server, bind};
+pub use server::{Listener, Server, bind};
 
 /// What the endpoints read.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct HttpContext {
     /// How the job is.
     pub board: Arc<StatusBoard>,
-    /// Time, for "seconds since".
-    pub clock: Arc<dyn Clock>,
     /// Whether the job's runtime makes progress.
     pub heartbeat: Heartbeat,
-    /// Directory of the dead letters, for people.
-    pub dead_letters: String,
+    /// The dead letters.
+    pub dead_letters: Arc<dyn DeadLetters>,
 }
 
 /// The endpoints: path, what it tells, who answers.
 static ENDPOINTS: &[(&str, &str, fn() -> MethodRouter<HttpContext>)] = &[
     ("/health", "how the job is, in short", || get(health::summary)),
     ("/health/detailed", "how the job and each of its queries are", || get(health::detailed)),
-    ("/health/dlq", "the dead letters since the start", || get(health::dead_letters)),
+    ("/health/dlq", "what is in the dead letters", || get(health::dead_letters)),
     ("/health/ready", "200 when the job can do its work, else 503", || get(health::ready)),
     ("/health/live", "200 as long as the process makes progress, else 503", || get(health::live)),
     ("/metrics", "metrics in the Prometheus text format", || get(metrics::endpoint)),
@@ -83,7 +80,7 @@ async fn index(State(context): State<HttpContext>) -> Html<String> {
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{0} - Perennial</title>\n<h1>{0}</h1>\n<p>This job is \
          {1}.</p>\n<ul>\n{rows}</ul>\n</html>\n",
         escape(&status.job),
-        status.health(context.clock.now_micros()).as_str(),
+        status.health().as_str(),
     ))
 }
 

@@ -20,6 +20,9 @@ use arrow::datatypes::SchemaRef;
 use perennial_connectors::format::Format;
 use perennial_connectors::registry::{SinkConfig, SourceConfig};
 use perennial_core::config::HumanDuration;
+use perennial_core::expectation::OnViolation;
+use perennial_core::guarantee::Guarantee;
+use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, VariantAccess};
@@ -63,10 +66,10 @@ pub struct JobFile {
     pub dead_letters: DeadLetterSettings,
     /// How a query is tried again after an error that may go away by itself.
     #[serde(default)]
-    pub retry: RetrySettings,
+    pub retry: RetryPolicy,
     /// When to stop trying for a while.
     #[serde(default)]
-    pub circuit_breaker: CircuitBreakerSettings,
+    pub circuit_breaker: BreakerPolicy,
     /// The guarantee that every query must give. The guarantee is computed from source, query and sink; when one of them gives less, the
     /// job does not start. By default none is demanded.
     #[serde(default)]
@@ -118,7 +121,7 @@ pub struct RecordSettings {
     pub watermark: Option<WatermarkSettings>,
     /// Rules that every record must keep, by name.
     #[serde(default)]
-    pub expectations: BTreeMap<String, Expectation>,
+    pub expectations: BTreeMap<String, ExpectationSettings>,
 }
 
 /// How late a record may come.
@@ -134,27 +137,12 @@ pub struct WatermarkSettings {
 /// A rule for the records of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Expectation {
+pub struct ExpectationSettings {
     /// A Spark SQL condition over the columns of the source: `battery BETWEEN 0 AND 100`. NULL breaks a rule.
     pub check: String,
     /// What happens to a record that breaks the rule.
     #[serde(default)]
     pub on_violation: OnViolation,
-}
-
-/// What happens to a record that breaks a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnViolation {
-    /// It goes to the dead letters, whole, with the rules it broke.
-    #[default]
-    DeadLetter,
-    /// It is left out and counted.
-    Drop,
-    /// The query stops.
-    Fail,
-    /// It passes, and is counted and logged.
-    Warn,
 }
 
 /// What is made of the records, and where it goes.
@@ -184,6 +172,16 @@ pub enum Trigger {
     AvailableNow,
 }
 
+impl From<Trigger> for perennial_core::job::Trigger {
+    fn from(trigger: Trigger) -> Self {
+        match trigger {
+            Trigger::AsFastAsPossible => Self::Every(Duration::ZERO),
+            Trigger::Every(interval) => Self::Every(interval.0),
+            Trigger::AvailableNow => Self::AvailableNow,
+        }
+    }
+}
+
 /// Where records go that cannot be processed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -198,60 +196,6 @@ impl Default for DeadLetterSettings {
     fn default() -> Self {
         Self { path: "./dlq".into(), retention: HumanDuration(Duration::from_secs(30 * 86_400)) }
     }
-}
-
-/// How a query is tried again after an error that may go away by itself. The waiting time grows from attempt to attempt.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct RetrySettings {
-    /// Attempts in a row without success after which the query stops. 0 is without end.
-    pub max_attempts: u32,
-    /// Waiting time before the second attempt.
-    pub initial: HumanDuration,
-    /// By how much the waiting time grows with each attempt; 1 or more.
-    pub factor: f64,
-    /// The longest waiting time.
-    pub max: HumanDuration,
-    /// Share of the waiting time that is random, from 0 to 1, so that many jobs do not come back in the same moment.
-    pub jitter: f64,
-}
-
-impl Default for RetrySettings {
-    fn default() -> Self {
-        Self {
-            max_attempts: 5,
-            initial: HumanDuration(Duration::from_secs(1)),
-            factor: 2.0,
-            max: HumanDuration(Duration::from_secs(60)),
-            jitter: 0.2,
-        }
-    }
-}
-
-/// When to stop trying for a while: a server that is down is left in peace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct CircuitBreakerSettings {
-    /// Failures in a row that open the breaker; 1 or more.
-    pub failures: u32,
-    /// For how long nothing is tried then. After that a single attempt decides.
-    pub open_for: HumanDuration,
-}
-
-impl Default for CircuitBreakerSettings {
-    fn default() -> Self {
-        Self { failures: 5, open_for: HumanDuration(Duration::from_secs(30)) }
-    }
-}
-
-/// What a query promises about each record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Guarantee {
-    /// No record is lost; after a failure some may be written twice.
-    AtLeastOnce,
-    /// No record is lost, and none counts twice.
-    ExactlyOnce,
 }
 
 /// The HTTP server for health and metrics.

@@ -1,6 +1,7 @@
 //! Sources, sinks and formats: one file each, and the registry that names them.
 
 pub mod format;
+pub mod journal;
 pub mod registry;
 pub mod simulate;
 pub mod sinks;

@@ -1,26 +1,15 @@
-//! Simulated records: replayable profiles.
+//! Simulated records: replayable profiles, as a source and as a producer.
+//!
+//! One [`Generator`] computes record `i` of a [`Recipe`] from `i` alone, so that the `simulate` source replays exactly and a test knows
+//! what a producer sent without keeping it. [`SimulateSource`] reads it in a job; [`produce()`](produce::produce) sends it to Kafka,
+//! files or standard output.
 
-use perennial_core::error::{Error, Result};
-use perennial_core::source::{Source, SourceContext, SourceFactory};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+mod generator;
+pub mod produce;
+mod profiles;
+mod source;
 
-/// Simulated records: replayable profiles.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SimulateSource {
-    /// Which records.
-    pub profile: String,
-    /// Records per second.
-    #[serde(default)]
-    pub rate: Option<u64>,
-    /// Another seed gives other records.
-    #[serde(default)]
-    pub seed: u64,
-}
-
-impl SourceFactory for SimulateSource {
-    fn open(&self, _: SourceContext) -> Result<Box<dyn Source>> {
-        Err(Error::bug("placeholder"))
-    }
-}
+pub use generator::{Generated, Generator, Malformation, Recipe, Timeliness};
+pub use produce::{Progress, Run, Target, produce};
+pub use profiles::Profile;
+pub use source::{Rate, SimulateSource};

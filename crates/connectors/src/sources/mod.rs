@@ -3,3 +3,9 @@
 pub mod files;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
+mod timestamp;
+
+pub use timestamp::Timestamp;

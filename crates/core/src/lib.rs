@@ -24,6 +24,7 @@ pub mod records;
 pub mod sink;
 pub mod source;
 pub mod state;
+pub mod status;
 pub mod supervisor;
 pub mod watermark;
 

@@ -1,0 +1,491 @@
+//! A job: from a file, or built in Rust. Both are the same thing, checked by the same rules.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::logical_expr::ScalarUDF;
+use perennial_connectors::format::Format;
+use perennial_core::config::HumanDuration;
+use perennial_core::expectation::OnViolation;
+use perennial_core::guarantee::Guarantee;
+use perennial_core::policy::{BreakerPolicy, RetryPolicy};
+use perennial_core::sink::{OutputMode, SinkFactory};
+use perennial_core::source::SourceFactory;
+
+use crate::job_file::{
+    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile, Lookup, Origin,
+    Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
+};
+
+/// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Name: what sinks, consumer groups and monitors see.
+    pub name: String,
+    /// Version, for people.
+    pub version: String,
+    /// Sources by name.
+    pub sources: BTreeMap<String, JobSource>,
+    /// Queries by name.
+    pub queries: BTreeMap<String, JobQuery>,
+    /// Scalar functions beside the built-in ones.
+    pub functions: Vec<Arc<ScalarUDF>>,
+    /// When a batch starts.
+    pub trigger: Trigger,
+    /// Directory or `s3://` URL of the checkpoints.
+    pub checkpoint: String,
+    /// Where records go that cannot be processed.
+    pub dead_letters: DeadLetterSettings,
+    /// How a query is tried again.
+    pub retry: RetryPolicy,
+    /// When to stop trying for a while.
+    pub circuit_breaker: BreakerPolicy,
+    /// The guarantee that every query must give, if one is demanded.
+    pub guarantee: Option<Guarantee>,
+    /// The HTTP server.
+    pub http: HttpSettings,
+    /// When the job counts as healthy.
+    pub health: HealthSettings,
+    /// Time zone of the session.
+    pub time_zone: String,
+    /// In how many partitions a query works.
+    pub parallelism: usize,
+    origin: Option<Origin>,
+}
+
+/// A source of a job.
+#[derive(Debug, Clone)]
+pub struct JobSource {
+    /// What kind of source it is, for people.
+    pub connector: String,
+    /// What opens it, once per query.
+    pub factory: Arc<dyn SourceFactory>,
+    /// How its raw records are decoded. A source that gives rows does not use it.
+    pub format: Format,
+    /// Its columns.
+    pub schema: SchemaRef,
+    /// Event time. The column is a top-level column of the schema, in the schema's own spelling.
+    pub watermark: Option<WatermarkSettings>,
+    /// Rules for its records, by name.
+    pub expectations: BTreeMap<String, ExpectationSettings>,
+}
+
+impl JobSource {
+    /// A source with columns; see [`schema`](crate::schema) for columns as Spark DDL. Records are JSON unless [`JobSource::format`] says
+    /// otherwise.
+    pub fn new(factory: impl SourceFactory + 'static, schema: SchemaRef) -> Self {
+        Self {
+            connector: "custom".into(),
+            factory: Arc::new(factory),
+            format: Format::default(),
+            schema,
+            watermark: None,
+            expectations: BTreeMap::new(),
+        }
+    }
+
+    /// How raw records are decoded.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// The column with the event time, and how far the watermark stays behind the newest.
+    #[must_use]
+    pub fn watermark(mut self, column: impl Into<String>, delay: Duration) -> Self {
+        self.watermark = Some(WatermarkSettings { column: column.into(), delay: HumanDuration(delay) });
+        self
+    }
+
+    /// A rule for its records: a Spark SQL condition.
+    #[must_use]
+    pub fn expect(mut self, name: impl Into<String>, check: impl Into<String>, on_violation: OnViolation) -> Self {
+        self.expectations.insert(name.into(), ExpectationSettings { check: check.into(), on_violation });
+        self
+    }
+}
+
+/// A query of a job.
+#[derive(Debug, Clone)]
+pub struct JobQuery {
+    /// One `SELECT` in Spark SQL.
+    pub sql: String,
+    /// Which rows a batch writes.
+    pub output_mode: OutputMode,
+    /// What kind of sink it has, for people.
+    pub sink_name: String,
+    /// What opens its sink.
+    pub sink: Arc<dyn SinkFactory>,
+}
+
+impl JobQuery {
+    /// A query in append mode.
+    pub fn new(sql: impl Into<String>, sink: impl SinkFactory + 'static) -> Self {
+        Self { sql: sql.into(), output_mode: OutputMode::Append, sink_name: "custom".into(), sink: Arc::new(sink) }
+    }
+
+    /// Which rows a batch writes.
+    #[must_use]
+    pub fn output_mode(mut self, mode: OutputMode) -> Self {
+        self.output_mode = mode;
+        self
+    }
+}
+
+impl Job {
+    /// A job that is built in Rust.
+    pub fn builder(name: impl Into<String>) -> JobBuilder {
+        let name = name.into();
+        JobBuilder {
+            job: Self {
+                version: "1.0".into(),
+                sources: BTreeMap::new(),
+                queries: BTreeMap::new(),
+                functions: Vec::new(),
+                trigger: Trigger::default(),
+                checkpoint: format!("./checkpoints/{name}"),
+                dead_letters: DeadLetterSettings::default(),
+                retry: RetryPolicy::default(),
+                circuit_breaker: BreakerPolicy::default(),
+                guarantee: None,
+                http: HttpSettings::default(),
+                health: HealthSettings::default(),
+                time_zone: "UTC".into(),
+                parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+                origin: None,
+                name,
+            },
+            twice: Vec::new(),
+        }
+    }
+
+    /// The job of a file, with the environment variables and files of this process. The error tells everything that is wrong with it.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, Box<JobFileError>> {
+        job_file::load(path.as_ref(), problems_of_file).map(from_loaded)
+    }
+
+    /// The job of a text. `file` is what messages call it.
+    pub fn from_text(file: &str, text: &str) -> Result<Self, Box<JobFileError>> {
+        Self::from_text_with(file, text, &ProcessLookup)
+    }
+
+    /// As [`Job::from_text`], with variables and files from elsewhere.
+    pub fn from_text_with(file: &str, text: &str, lookup: &dyn Lookup) -> Result<Self, Box<JobFileError>> {
+        let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        job_file::parse(file, &stem, text, lookup, problems_of_file).map(from_loaded)
+    }
+
+    /// The file that the job came from.
+    pub fn file(&self) -> Option<&str> {
+        self.origin.as_ref().map(Origin::file)
+    }
+
+    /// The error for something that is wrong with the job: at its place in the file, for a job that came from one. Paths are keys with
+    /// dots in between: `queries.per_minute.sql`.
+    pub fn error(&self, problems: Vec<Problem>) -> JobFileError {
+        match &self.origin {
+            Some(origin) => origin.error(problems),
+            None => JobFileError::new(None, "".into(), problems),
+        }
+    }
+
+    /// What is wrong with the settings.
+    fn problems(&self) -> Vec<Problem> {
+        let mut found = Problems::default();
+        let file_name = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+        };
+        found.check(file_name(&self.name), "name", || {
+            let help = "letters, digits, `_`, `-` and `.` make a name, and it begins with a letter or digit";
+            (format!("`{}` is not a name for a job", self.name), help)
+        });
+        found.check(!self.sources.is_empty(), "sources", || {
+            ("the job has no source".into(), "a job is at least a source, a query and a sink")
+        });
+        found.check(!self.queries.is_empty(), "queries", || {
+            ("the job has no query".into(), "a job is at least a source, a query and a sink")
+        });
+        for (name, source) in &self.sources {
+            source.problems(name, &format!("sources.{name}"), &mut found);
+        }
+        for (name, query) in &self.queries {
+            found.check(file_name(name), &format!("queries.{name}"), || {
+                let help = "letters, digits, `_`, `-` and `.` make a name: it is the name of the checkpoint's directory";
+                (format!("`{name}` is not a name for a query"), help)
+            });
+            found.check(!query.sql.trim().is_empty(), &format!("queries.{name}.sql"), || {
+                ("the SQL is empty".into(), "write one SELECT over the sources")
+            });
+        }
+        self.problems_of_settings(&mut found);
+        found.0
+    }
+
+    fn problems_of_settings(&self, found: &mut Problems) {
+        let Self { retry, circuit_breaker: breaker, .. } = self;
+        found.check(!self.checkpoint.trim().is_empty(), "checkpoint", || {
+            ("the path is empty".into(), "name a directory or an `s3://` URL")
+        });
+        found.check(!self.dead_letters.path.trim().is_empty(), "dead_letters.path", || {
+            ("the path is empty".into(), "name a directory")
+        });
+        found.check(retry.factor >= 1.0 && retry.factor.is_finite(), "retry.factor", || {
+            (format!("the waiting time cannot grow by {}", retry.factor), "1 or more; 2 doubles it each time")
+        });
+        found.check((0.0..=1.0).contains(&retry.jitter), "retry.jitter", || {
+            (format!("{} is not a share", retry.jitter), "from 0 to 1")
+        });
+        found.check(retry.max >= retry.initial, "retry.max", || {
+            (format!("{} is less than `initial` ({})", retry.max, retry.initial), "the longest wait is at least the first one")
+        });
+        found.check(breaker.failures > 0, "circuit_breaker.failures", || {
+            ("a breaker that opens after 0 failures is never closed".into(), "1 or more")
+        });
+        found.check(is_time_zone(&self.time_zone), "time_zone", || {
+            (format!("there is no time zone `{}`", self.time_zone), "for example `UTC`, `Europe/Berlin` or `+02:00`")
+        });
+        found.check(self.parallelism > 0, "parallelism", || {
+            ("nothing works in 0 partitions".into(), "1 or more; leave it out for the number of cores")
+        });
+        found.check(!self.http.enabled || is_address(&self.http.listen), "http.listen", || {
+            let help = "for example `0.0.0.0:5001`, `127.0.0.1:5001` or `[::]:5001`";
+            (format!("`{}` is not an address and a port", self.http.listen), help)
+        });
+    }
+}
+
+impl JobSource {
+    fn problems(&self, name: &str, path: &str, found: &mut Problems) {
+        found.check(is_identifier(name), path, || {
+            let help = "letters, digits and `_`, not a digit first: it is a table name in SQL";
+            (format!("`{name}` is not a name for a source"), help)
+        });
+        found.check(!self.schema.fields().is_empty(), &format!("{path}.schema"), || {
+            ("the schema has no columns".into(), "for example `id BIGINT NOT NULL, event_time TIMESTAMP`")
+        });
+        if let Some(watermark) = &self.watermark {
+            let column_path = format!("{path}.watermark.column");
+            let columns = || self.schema.fields().iter().map(|field| field.name().as_str());
+            match self.schema.field_with_name(&watermark.column) {
+                Ok(field) => found.check(matches!(field.data_type(), DataType::Timestamp(..)), &column_path, || {
+                    let message = format!("the column `{}` is no TIMESTAMP, and event time is one", watermark.column);
+                    (message, "give the column that type in the schema")
+                }),
+                Err(_) => {
+                    let help = match nearest(&watermark.column, columns()) {
+                        Some(near) => format!("did you mean `{near}`? the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
+                        None => format!("the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
+                    };
+                    let message = format!("the schema has no column `{}`", watermark.column);
+                    found.0.push(Problem { at: None, path: column_path, message, help: Some(help) });
+                }
+            }
+        }
+        for (name, expectation) in &self.expectations {
+            let path = format!("{path}.expectations.{name}");
+            found.check(is_identifier(name), &path, || {
+                let help = "letters, digits and `_`, not a digit first: dead letters and metrics carry it";
+                (format!("`{name}` is not a name for an expectation"), help)
+            });
+            found.check(!expectation.check.trim().is_empty(), &format!("{path}.check"), || {
+                ("the condition is empty".into(), "write a condition over the columns of the source")
+            });
+        }
+    }
+}
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn check(&mut self, holds: bool, path: &str, otherwise: impl FnOnce() -> (String, &'static str)) {
+        if !holds {
+            let (message, help) = otherwise();
+            self.0.push(Problem { at: None, path: path.to_owned(), message, help: Some(help.to_owned()) });
+        }
+    }
+}
+
+fn is_identifier(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// A name of the time zone database, or an offset of hours and minutes.
+fn is_time_zone(name: &str) -> bool {
+    name.parse::<arrow::array::timezone::Tz>().is_ok()
+}
+
+fn is_address(text: &str) -> bool {
+    text.parse::<SocketAddr>().is_ok()
+        || text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && !host.contains([':', '/', ' ']) && port.parse::<u16>().is_ok()
+        })
+}
+
+/// Builds a [`Job`] in Rust.
+#[derive(Debug, Clone)]
+pub struct JobBuilder {
+    job: Job,
+    /// Names that were given twice.
+    twice: Vec<Problem>,
+}
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {$(
+        $(#[$doc])*
+        #[must_use]
+        pub fn $name(mut self, $name: $type) -> Self {
+            self.job.$name = $name;
+            self
+        }
+    )*};
+}
+
+impl JobBuilder {
+    /// Adds a source. The name is the table name in SQL.
+    #[must_use]
+    pub fn source(mut self, name: impl Into<String>, source: JobSource) -> Self {
+        let name = name.into();
+        self.once(!self.job.sources.contains_key(&name), format!("sources.{name}"));
+        self.job.sources.insert(name, source);
+        self
+    }
+
+    /// Adds a query.
+    #[must_use]
+    pub fn query(mut self, name: impl Into<String>, query: JobQuery) -> Self {
+        let name = name.into();
+        self.once(!self.job.queries.contains_key(&name), format!("queries.{name}"));
+        self.job.queries.insert(name, query);
+        self
+    }
+
+    /// Adds a scalar function, to be called by its name in the SQL of all queries.
+    #[must_use]
+    pub fn function(mut self, function: ScalarUDF) -> Self {
+        self.job.functions.push(Arc::new(function));
+        self
+    }
+
+    /// Version of the job, for people.
+    #[must_use]
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.job.version = version.into();
+        self
+    }
+
+    /// Directory or `s3://` URL of the checkpoints.
+    #[must_use]
+    pub fn checkpoint(mut self, path: impl Into<String>) -> Self {
+        self.job.checkpoint = path.into();
+        self
+    }
+
+    /// Time zone of the session.
+    #[must_use]
+    pub fn time_zone(mut self, name: impl Into<String>) -> Self {
+        self.job.time_zone = name.into();
+        self
+    }
+
+    /// The guarantee that every query must give.
+    #[must_use]
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.job.guarantee = Some(guarantee);
+        self
+    }
+
+    setters! {
+        /// When a batch starts.
+        trigger: Trigger;
+        /// Where records go that cannot be processed.
+        dead_letters: DeadLetterSettings;
+        /// How a query is tried again.
+        retry: RetryPolicy;
+        /// When to stop trying for a while.
+        circuit_breaker: BreakerPolicy;
+        /// The HTTP server.
+        http: HttpSettings;
+        /// When the job counts as healthy.
+        health: HealthSettings;
+        /// In how many partitions a query works.
+        parallelism: usize;
+    }
+
+    fn once(&mut self, first: bool, path: String) {
+        if !first {
+            let message = "this name is given twice".into();
+            self.twice.push(Problem { at: None, path, message, help: None });
+        }
+    }
+
+    /// The job, or everything that is wrong with it.
+    pub fn build(self) -> Result<Job, Box<JobFileError>> {
+        let mut problems = self.twice;
+        problems.extend(self.job.problems());
+        if problems.is_empty() { Ok(self.job) } else { Err(Box::new(self.job.error(problems))) }
+    }
+}
+
+/// A job file is a builder that was filled in elsewhere.
+fn builder_of(file: &JobFile) -> JobBuilder {
+    let mut builder = Job::builder(file.name.clone().unwrap_or_default())
+        .version(&file.version)
+        .trigger(file.trigger)
+        .dead_letters(file.dead_letters.clone())
+        .retry(file.retry)
+        .circuit_breaker(file.circuit_breaker)
+        .http(file.http.clone())
+        .health(file.health.clone())
+        .time_zone(&file.time_zone);
+    builder.job.guarantee = file.guarantee;
+    if let Some(checkpoint) = &file.checkpoint {
+        builder = builder.checkpoint(checkpoint);
+    }
+    if let Some(parallelism) = file.parallelism {
+        builder = builder.parallelism(parallelism);
+    }
+    for (name, source) in &file.sources {
+        let records = &source.records;
+        builder = builder.source(
+            name,
+            JobSource {
+                connector: source.connector.name().into(),
+                factory: source.connector.factory(),
+                format: records.format.clone(),
+                schema: records.schema.columns.clone(),
+                watermark: records.watermark.clone(),
+                expectations: records.expectations.clone(),
+            },
+        );
+    }
+    for (name, query) in &file.queries {
+        builder = builder.query(
+            name,
+            JobQuery {
+                sql: query.sql.clone(),
+                output_mode: query.output_mode,
+                sink_name: query.sink.name().into(),
+                sink: query.sink.factory(),
+            },
+        );
+    }
+    builder
+}
+
+fn problems_of_file(file: &JobFile) -> Vec<Problem> {
+    builder_of(file).job.problems()
+}
+
+fn from_loaded(loaded: LoadedJobFile) -> Job {
+    let mut job = builder_of(&loaded.settings).job;
+    job.origin = Some(loaded.origin);
+    job
+}

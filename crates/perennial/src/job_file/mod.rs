@@ -1,0 +1,501 @@
+//! The job file.
+//!
+//! The structs here are the single place where a setting is described: parsing, the JSON Schema (`perennial schema`), the reference page
+//! (`docs/job-file.md`), the file that `perennial init` writes and the checks come from them and their doc comments.
+
+mod expand;
+mod init;
+mod problem;
+mod read;
+mod schema;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use perennial_connectors::format::Format;
+use perennial_connectors::registry::{SinkConfig, SourceConfig};
+use perennial_core::config::HumanDuration;
+use perennial_core::expectation::OnViolation;
+use perennial_core::guarantee::Guarantee;
+use perennial_core::policy::{BreakerPolicy, RetryPolicy};
+use perennial_core::sink::OutputMode;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, VariantAccess};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use expand::{Lookup, ProcessLookup};
+pub use init::example;
+pub(crate) use problem::nearest;
+pub use problem::{JobFileError, Location, Problem};
+pub use schema::{json_schema, reference_page};
+
+/// A job: where records come from, what is made of them, where that goes.
+///
+/// A minimal job is a source, a query and a sink; everything else has a default. `${VAR}`, `${VAR:-default}` and `${file:/path}` are
+/// expanded in all values (`$${` stands for `${` itself). Durations are written as people write them: `30s`, `10 minutes`. Relative paths
+/// start at the directory in which the program is started.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobFile {
+    /// Name of the job, as sinks, consumer groups and monitors see it. Letters, digits, `_`, `-` and `.`. By default the name of the file
+    /// without its extension. A job that is renamed is another job to its sinks.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Version of the job, for people: it stands in the health answer and in the dead letters.
+    #[serde(default = "default_version")]
+    pub version: String,
+    /// The sources by name. The name is the table name in SQL.
+    pub sources: BTreeMap<String, SourceSettings>,
+    /// The queries by name. Each has its own checkpoint; they fail and recover apart from each other.
+    pub queries: BTreeMap<String, QuerySettings>,
+    /// When a batch starts: `as_fast_as_possible` (when the one before is done and there is something new), `{ every: 10 seconds }`, or
+    /// `available_now` (everything that is there when the job starts, and then the job ends).
+    #[serde(default)]
+    pub trigger: Trigger,
+    /// Directory (or `s3://bucket/prefix`) of the checkpoints, one directory below it per query. By default `./checkpoints/<name>`. It is
+    /// what makes a restart continue: keep it as long as the job.
+    #[serde(default)]
+    pub checkpoint: Option<String>,
+    /// Where records go that cannot be processed.
+    #[serde(default)]
+    pub dead_letters: DeadLetterSettings,
+    /// How a query is tried again after an error that may go away by itself.
+    #[serde(default)]
+    pub retry: RetryPolicy,
+    /// When to stop trying for a while.
+    #[serde(default)]
+    pub circuit_breaker: BreakerPolicy,
+    /// The guarantee that every query must give. The guarantee is computed from source, query and sink; when one of them gives less, the
+    /// job does not start. By default none is demanded.
+    #[serde(default)]
+    pub guarantee: Option<Guarantee>,
+    /// The HTTP server for health and metrics.
+    #[serde(default)]
+    pub http: HttpSettings,
+    /// When the job counts as healthy.
+    #[serde(default)]
+    pub health: HealthSettings,
+    /// Time zone of the session: for dates and times without one, and for functions such as `hour`. A name such as `Europe/Berlin`, or an
+    /// offset such as `+02:00`.
+    #[serde(default = "default_time_zone")]
+    pub time_zone: String,
+    /// In how many partitions a query works and keeps its state. By default the number of cores.
+    #[serde(default)]
+    pub parallelism: Option<usize>,
+}
+
+fn default_version() -> String {
+    "1.0".into()
+}
+
+fn default_time_zone() -> String {
+    "UTC".into()
+}
+
+/// Where records come from, and what they look like.
+#[derive(Debug, Clone)]
+pub struct SourceSettings {
+    /// The connector and its settings, under its own key.
+    pub connector: SourceConfig,
+    /// All but the connector.
+    pub records: RecordSettings,
+}
+
+/// What the records of a source look like.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordSettings {
+    /// The format of a record: just its name, or its name with options.
+    #[serde(default)]
+    pub format: Format,
+    /// The columns, as Spark DDL: `sensor_id STRING NOT NULL, event_time TIMESTAMP, temperature DOUBLE`. `NOT NULL` is a rule that a record
+    /// can break.
+    pub schema: Ddl,
+    /// Event time: how long to wait for records that come late. Without it windows never close.
+    #[serde(default)]
+    pub watermark: Option<WatermarkSettings>,
+    /// Rules that every record must keep, by name.
+    #[serde(default)]
+    pub expectations: BTreeMap<String, ExpectationSettings>,
+}
+
+/// How late a record may come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WatermarkSettings {
+    /// The column with the event time; a `TIMESTAMP`.
+    pub column: String,
+    /// How far behind the newest event time the watermark stays. Records behind the watermark are late.
+    pub delay: HumanDuration,
+}
+
+/// A rule for the records of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectationSettings {
+    /// A Spark SQL condition over the columns of the source: `battery BETWEEN 0 AND 100`. NULL breaks a rule.
+    pub check: String,
+    /// What happens to a record that breaks the rule.
+    #[serde(default)]
+    pub on_violation: OnViolation,
+}
+
+/// What is made of the records, and where it goes.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuerySettings {
+    /// One `SELECT` in Spark SQL over the sources.
+    pub sql: String,
+    /// Which rows of the result a batch writes: `append` only those that never change again, `update` those that changed, `complete` the
+    /// whole result each time.
+    #[serde(default)]
+    pub output_mode: OutputMode,
+    /// Where the result goes: the name of a sink with its settings.
+    pub sink: SinkConfig,
+}
+
+/// When a batch starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// When the batch before is done and there is something new.
+    #[default]
+    AsFastAsPossible,
+    /// At fixed intervals. A batch that takes longer delays the next one; `0s` is `as_fast_as_possible`.
+    Every(HumanDuration),
+    /// Everything that is there at the start is worked off in batches; then the job ends.
+    AvailableNow,
+}
+
+impl From<Trigger> for perennial_core::job::Trigger {
+    fn from(trigger: Trigger) -> Self {
+        match trigger {
+            Trigger::AsFastAsPossible => Self::Every(Duration::ZERO),
+            Trigger::Every(interval) => Self::Every(interval.0),
+            Trigger::AvailableNow => Self::AvailableNow,
+        }
+    }
+}
+
+/// Where records go that cannot be processed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeadLetterSettings {
+    /// Directory of the dead letters.
+    pub path: String,
+    /// For how long entries are kept.
+    pub retention: HumanDuration,
+}
+
+impl Default for DeadLetterSettings {
+    fn default() -> Self {
+        Self { path: "./dlq".into(), retention: HumanDuration(Duration::from_secs(30 * 86_400)) }
+    }
+}
+
+/// The HTTP server for health and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Address and port. Port 0 takes a free one, which the log names.
+    pub listen: String,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { enabled: true, listen: "0.0.0.0:5001".into() }
+    }
+}
+
+/// When the job counts as healthy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthSettings {
+    /// For how long an error counts: 1 to 4 errors within it make the job `degraded`, 5 or more `unhealthy`.
+    pub error_window: HumanDuration,
+}
+
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self { error_window: HumanDuration(Duration::from_secs(3600)) }
+    }
+}
+
+/// A schema as Spark DDL, with the columns that it means.
+#[derive(Clone, PartialEq)]
+pub struct Ddl {
+    text: String,
+    /// The columns.
+    pub columns: SchemaRef,
+}
+
+impl std::str::FromStr for Ddl {
+    type Err = perennial_core::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self { text: text.to_owned(), columns: Arc::new(perennial_core::ddl::parse(text)?) })
+    }
+}
+
+impl fmt::Debug for Ddl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Serialize for Ddl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ddl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|error: perennial_core::Error| de::Error::custom(format!("this schema is not Spark DDL: {error}")))
+    }
+}
+
+impl JsonSchema for Ddl {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Ddl".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "Columns as Spark DDL: names, types and `NOT NULL`, separated by commas.",
+            "examples": ["sensor_id STRING NOT NULL, event_time TIMESTAMP, temperature DOUBLE"],
+        })
+    }
+}
+
+/// The keys of [`RecordSettings`].
+const RECORD_KEYS: [&str; 4] = ["format", "schema", "watermark", "expectations"];
+
+/// All keys of a source: connectors, and what their records look like.
+const SOURCE_KEYS: &[&str] = &{
+    let mut keys = [""; SourceConfig::NAMES.len() + RECORD_KEYS.len()];
+    let mut i = 0;
+    while i < keys.len() {
+        let connectors = SourceConfig::NAMES.len();
+        keys[i] = if i < connectors { SourceConfig::NAMES[i] } else { RECORD_KEYS[i - connectors] };
+        i += 1;
+    }
+    keys
+};
+
+/// The connector's key stands beside the others. (serde's `flatten` would do it too, but it loses where everything stands.)
+impl<'de> Deserialize<'de> for SourceSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = SourceSettings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a source")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceSettings, A::Error> {
+                let mut connector = None;
+                let rest = WithoutConnector { map, connector: &mut connector };
+                let records = RecordSettings::deserialize(de::value::MapAccessDeserializer::new(rest))?;
+                let connector = connector.ok_or_else(|| de::Error::missing_field(SourceConfig::CHOICES))?;
+                Ok(SourceSettings { connector, records })
+            }
+        }
+
+        deserializer.deserialize_struct("Source", SOURCE_KEYS, Visitor)
+    }
+}
+
+/// The entries of a source but for its connector, which is put aside.
+struct WithoutConnector<'c, A> {
+    map: A,
+    connector: &'c mut Option<SourceConfig>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for WithoutConnector<'_, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(key) = self.map.next_key::<String>()? {
+            if !SourceConfig::NAMES.contains(&key.as_str()) {
+                return seed.deserialize(key.into_deserializer()).map(Some);
+            }
+            let connector = SourceConfig::read(&key, EntryValue(&mut self.map))?;
+            if let Some(first) = self.connector.replace(connector) {
+                return Err(de::Error::custom(format!(
+                    "a source has one connector, and here are two: `{}` and `{key}`; make two sources of them",
+                    first.name()
+                )));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
+}
+
+/// The value of the entry whose key has just been read.
+struct EntryValue<'m, A>(&'m mut A);
+
+impl<'de, A: MapAccess<'de>> VariantAccess<'de> for EntryValue<'_, A> {
+    type Error = A::Error;
+
+    fn unit_variant(self) -> Result<(), A::Error> {
+        self.0.next_value()
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, A::Error> {
+        self.0.next_value_seed(seed)
+    }
+
+    fn tuple_variant<V: de::Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, A::Error> {
+        Err(de::Error::custom("a connector's settings are a mapping"))
+    }
+
+    fn struct_variant<V: de::Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, A::Error> {
+        Err(de::Error::custom("a connector's settings are a mapping"))
+    }
+}
+
+impl Serialize for SourceSettings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Flat<'s> {
+            #[serde(flatten)]
+            connector: &'s SourceConfig,
+            #[serde(flatten)]
+            records: &'s RecordSettings,
+        }
+        Flat { connector: &self.connector, records: &self.records }.serialize(serializer)
+    }
+}
+
+impl JsonSchema for SourceSettings {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SourceSettings".into()
+    }
+
+    /// The keys of the records, and exactly one of the connectors' keys.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = RecordSettings::json_schema(generator);
+        schema.insert("description".into(), "Where records come from, and what they look like.".into());
+        let connectors = SourceConfig::json_schema(generator);
+        let variants = connectors.get("oneOf").and_then(|v| v.as_array()).cloned().unwrap_or_default();
+        let one_of: Vec<_> = variants.iter().map(|v| serde_json::json!({ "required": v["required"] })).collect();
+        schema.insert("oneOf".into(), one_of.into());
+        if let Some(properties) = schema.get_mut("properties").and_then(|p| p.as_object_mut()) {
+            let own = std::mem::take(properties);
+            for variant in &variants {
+                for (name, settings) in variant["properties"].as_object().into_iter().flatten() {
+                    properties.insert(name.clone(), settings.clone());
+                }
+            }
+            properties.extend(own);
+        }
+        schema
+    }
+}
+
+/// A job file that has been read: the settings, and the file for messages about it.
+pub struct LoadedJobFile {
+    /// The settings. `name` is set.
+    pub settings: JobFile,
+    /// The file.
+    pub origin: Origin,
+}
+
+/// The file that a job came from, to say where in it something is wrong. It holds expanded secrets and shows none.
+#[derive(Clone)]
+pub struct Origin {
+    file: String,
+    text: Arc<str>,
+    tree: Arc<yaml::Node>,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)
+    }
+}
+
+impl Origin {
+    /// The path of the file, as it was named.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The error that these problems are; those without a place get that of their key.
+    pub fn error(&self, problems: Vec<Problem>) -> JobFileError {
+        let located = problems.into_iter().map(|problem| {
+            let steps: Vec<&str> = problem.path.split('.').filter(|step| !step.is_empty()).collect();
+            Problem { at: problem.at.or_else(|| Some(self.tree.locate(&steps))), ..problem }
+        });
+        JobFileError::new(Some(self.file.clone()), self.text.clone(), located.collect())
+    }
+}
+
+/// Reads a job file from the disk, with the variables and files of this process.
+///
+/// `also` looks for what is wrong beyond the form of the file; its problems are told together with the others.
+pub fn load(path: &Path, also: impl FnOnce(&JobFile) -> Vec<Problem>) -> Result<LoadedJobFile, Box<JobFileError>> {
+    let name = path.display().to_string();
+    let fail = |text: &str, at: Option<Location>, message: String, help: Option<String>| {
+        let problem = Problem { at, path: String::new(), message, help };
+        Box::new(JobFileError::new(Some(name.clone()), text.into(), vec![problem]))
+    };
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            fail("", None, "there is no such file".into(), Some("`perennial init` writes one to begin with".into()))
+        }
+        _ => fail("", None, format!("the file cannot be read: {error}"), None),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        fail("", Some(Location { line, column: 1, length: 0 }), "this line is not UTF-8 text".into(), None)
+    })?;
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    parse(&name, &stem, &text, &ProcessLookup, also)
+}
+
+/// Reads the text of a job file. `file` is what messages call it, `default_name` is the job's name where the text gives none.
+pub fn parse(
+    file: &str,
+    default_name: &str,
+    text: &str,
+    lookup: &dyn Lookup,
+    also: impl FnOnce(&JobFile) -> Vec<Problem>,
+) -> Result<LoadedJobFile, Box<JobFileError>> {
+    let text: Arc<str> = text.strip_prefix('\u{feff}').unwrap_or(text).into();
+    let mut tree = yaml::parse(&text)
+        .map_err(|problem| Box::new(JobFileError::new(Some(file.into()), text.clone(), vec![*problem])))?;
+    let mut problems = expand::expand(&mut tree, lookup);
+    // A value that did not expand is not what it will be, so nothing is said about the rest of the file.
+    let settings = if problems.is_empty() {
+        let (settings, wrong) = read::read::<JobFile>(&tree);
+        problems = wrong;
+        settings
+    } else {
+        None
+    };
+    let origin = Origin { file: file.into(), text, tree: Arc::new(tree) };
+    let Some(mut settings) = settings else { return Err(Box::new(origin.error(problems))) };
+    settings.name.get_or_insert_with(|| default_name.into());
+    // An empty section is only wrong when nothing was left out of it.
+    let complete = problems.is_empty();
+    problems.extend(also(&settings).into_iter().filter(|p| complete || !matches!(&*p.path, "sources" | "queries")));
+    if problems.is_empty() { Ok(LoadedJobFile { settings, origin }) } else { Err(Box::new(origin.error(problems))) }
+}

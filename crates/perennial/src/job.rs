@@ -17,8 +17,8 @@ use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
 
 use crate::job_file::{
-    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile, Lookup, Origin,
-    Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
+    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile,
+    Lookup, Origin, Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -54,6 +54,8 @@ pub struct Job {
     pub time_zone: String,
     /// In how many partitions a query works.
     pub parallelism: usize,
+    /// How many of the last batches keep their logs and state; at least 2.
+    pub batches_to_retain: u64,
     origin: Option<Origin>,
 }
 
@@ -157,6 +159,7 @@ impl Job {
                 health: HealthSettings::default(),
                 time_zone: "UTC".into(),
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+                batches_to_retain: job_file::default_batches_to_retain(),
                 origin: None,
                 name,
             },
@@ -216,7 +219,8 @@ impl Job {
         }
         for (name, query) in &self.queries {
             found.check(file_name(name), &format!("queries.{name}"), || {
-                let help = "letters, digits, `_`, `-` and `.` make a name: it is the name of the checkpoint's directory";
+                let help =
+                    "letters, digits, `_`, `-` and `.` make a name: it is the name of the checkpoint's directory";
                 (format!("`{name}` is not a name for a query"), help)
             });
             found.check(!query.sql.trim().is_empty(), &format!("queries.{name}.sql"), || {
@@ -242,7 +246,10 @@ impl Job {
             (format!("{} is not a share", retry.jitter), "from 0 to 1")
         });
         found.check(retry.max >= retry.initial, "retry.max", || {
-            (format!("{} is less than `initial` ({})", retry.max, retry.initial), "the longest wait is at least the first one")
+            (
+                format!("{} is less than `initial` ({})", retry.max, retry.initial),
+                "the longest wait is at least the first one",
+            )
         });
         found.check(breaker.failures > 0, "circuit_breaker.failures", || {
             ("a breaker that opens after 0 failures is never closed".into(), "1 or more")
@@ -252,6 +259,9 @@ impl Job {
         });
         found.check(self.parallelism > 0, "parallelism", || {
             ("nothing works in 0 partitions".into(), "1 or more; leave it out for the number of cores")
+        });
+        found.check(self.batches_to_retain >= 2, "batches_to_retain", || {
+            ("a batch cannot be run again without the one before it".into(), "2 or more")
         });
         found.check(!self.http.enabled || is_address(&self.http.listen), "http.listen", || {
             let help = "for example `0.0.0.0:5001`, `127.0.0.1:5001` or `[::]:5001`";
@@ -279,7 +289,10 @@ impl JobSource {
                 }),
                 Err(_) => {
                     let help = match nearest(&watermark.column, columns()) {
-                        Some(near) => format!("did you mean `{near}`? the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
+                        Some(near) => format!(
+                            "did you mean `{near}`? the schema has: {}",
+                            columns().collect::<Vec<_>>().join(", ")
+                        ),
                         None => format!("the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
                     };
                     let message = format!("the schema has no column `{}`", watermark.column);
@@ -417,6 +430,8 @@ impl JobBuilder {
         health: HealthSettings;
         /// In how many partitions a query works.
         parallelism: usize;
+        /// How many of the last batches keep their logs and state; at least 2.
+        batches_to_retain: u64;
     }
 
     fn once(&mut self, first: bool, path: String) {
@@ -449,6 +464,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
     if let Some(checkpoint) = &file.checkpoint {
         builder = builder.checkpoint(checkpoint);
     }
+    builder = builder.batches_to_retain(file.batches_to_retain);
     if let Some(parallelism) = file.parallelism {
         builder = builder.parallelism(parallelism);
     }

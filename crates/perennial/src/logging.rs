@@ -40,10 +40,10 @@ impl LogArgs {
             .with_writer(std::io::stderr.with_max_level(tracing::Level::TRACE));
         // The result says whether there was one already; then it stays.
         let _ = match self.log_format {
-            LogFormat::Text => {
-                builder.with_target(false).with_ansi(colours(&std::io::stderr())).try_init()
+            LogFormat::Text => builder.with_target(false).with_ansi(colours(&std::io::stderr())).try_init(),
+            LogFormat::Json => {
+                builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
             }
-            LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
         };
     }
 

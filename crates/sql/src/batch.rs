@@ -39,7 +39,12 @@ pub(crate) struct Counters {
 
 impl Batch {
     /// The batch with its input streams and state.
-    pub(crate) fn new(info: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState, operators: Vec<OperatorProgress>) -> Self {
+    pub(crate) fn new(
+        info: BatchInfo,
+        inputs: Vec<Vec<RowStream>>,
+        state: BatchState,
+        operators: Vec<OperatorProgress>,
+    ) -> Self {
         let counters = Counters {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -69,7 +74,7 @@ impl Batch {
     }
 
     /// One partition of an operator's state.
-    pub(crate) fn state(&self, operator: usize, partition: usize) -> Result<MutexGuard<'_, Box<dyn StatePartition>>> {
+    pub(crate) fn state(&self, operator: usize, partition: usize) -> Result<MutexGuard<'_, dyn StatePartition>> {
         let partition_of = self.state.get(operator).and_then(|partitions| partitions.get(partition));
         match partition_of {
             // A panic while the state was changed makes it worthless; the batch must not go on with it.

@@ -10,7 +10,8 @@ use datafusion::common::{DataFusionError, Result as DfResult, internal_err, plan
 use datafusion::execution::SessionState;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::{
-    Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast, physical_planning_context::PhysicalPlanningContext,
+    Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast,
+    physical_planning_context::PhysicalPlanningContext,
 };
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -109,7 +110,12 @@ impl Planner {
     /// `AnalysisException` for SQL that does not parse or does not fit the sources, with Spark's condition, the position and the nearest
     /// known names; `UnsupportedOperation` for what Spark refuses to run as a stream; `StateUnsupported` for what Spark runs and this
     /// engine does not.
-    pub async fn plan(&self, sql: &str, sources: &[SourceTable], output_mode: OutputMode) -> Result<Arc<dyn QueryPlan>> {
+    pub async fn plan(
+        &self,
+        sql: &str,
+        sources: &[SourceTable],
+        output_mode: OutputMode,
+    ) -> Result<Arc<dyn QueryPlan>> {
         for source in sources {
             check::watermark(source)?;
         }
@@ -202,7 +208,11 @@ pub(crate) struct StreamQueryPlanner;
 
 #[async_trait]
 impl QueryPlanner for StreamQueryPlanner {
-    async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> DfResult<Arc<dyn ExecutionPlan>> {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
         DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(StreamOperators)])
             .create_physical_plan(plan, session)
             .await
@@ -282,4 +292,3 @@ fn stateful_aggregate(
     };
     Ok(Arc::new(StatefulAggregateExec::new(Arc::new(partial), Arc::new(aggregation), partitions)))
 }
-

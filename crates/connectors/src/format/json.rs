@@ -220,7 +220,9 @@ fn check_maps(data_type: &DataType, path: &str) -> Result<()> {
                 let key = ddl::simple_type(pair[0].data_type()).to_uppercase();
                 return Err(Error::new(
                     class::CONFIG_INVALID,
-                    format!("column `{path}`: the keys of JSON objects are text: write MAP<STRING, …> instead of MAP<{key}, …>"),
+                    format!(
+                        "column `{path}`: the keys of JSON objects are text: write MAP<STRING, …> instead of MAP<{key}, …>"
+                    ),
                 ));
             }
             check_maps(pair[1].data_type(), path)

@@ -221,7 +221,13 @@ impl<'a> Batch<'a> {
     }
 
     /// Does with a malformed record as the mode says. `rows` is what could be read of it all the same.
-    fn malformed(&mut self, record: usize, text: &[u8], rows: Vec<Vec<Value>>, reason: impl Into<String>) -> Result<()> {
+    fn malformed(
+        &mut self,
+        record: usize,
+        text: &[u8],
+        rows: Vec<Vec<Value>>,
+        reason: impl Into<String>,
+    ) -> Result<()> {
         match self.mode {
             Mode::DeadLetter => self.rejected.push(Rejected {
                 record: record as RecordIndex,
@@ -273,7 +279,9 @@ impl<'a> Batch<'a> {
 fn describe(position: &RecordPosition) -> String {
     match position {
         RecordPosition::File { path, offset } => format!("{path}, byte {offset}"),
-        RecordPosition::Kafka { topic, partition, offset, .. } => format!("{topic}, partition {partition}, offset {offset}"),
+        RecordPosition::Kafka { topic, partition, offset, .. } => {
+            format!("{topic}, partition {partition}, offset {offset}")
+        }
         RecordPosition::Sequence { name, number } => format!("{name}, record {number}"),
     }
 }

@@ -68,7 +68,8 @@ fn not_here(status: StatusCode) -> Response {
         StatusCode::METHOD_NOT_ALLOWED => "only GET and HEAD are answered here",
         _ => "there is nothing at this path",
     };
-    let endpoints: serde_json::Map<_, _> = ENDPOINTS.iter().map(|(path, what, _)| ((*path).into(), (*what).into())).collect();
+    let endpoints: serde_json::Map<_, _> =
+        ENDPOINTS.iter().map(|(path, what, _)| ((*path).into(), (*what).into())).collect();
     (status, Json(json!({ "error": error, "endpoints": endpoints }))).into_response()
 }
 

@@ -87,6 +87,9 @@ pub struct JobFile {
     /// In how many partitions a query works and keeps its state. By default the number of cores.
     #[serde(default)]
     pub parallelism: Option<usize>,
+    /// How many of the last batches keep their logs and their state in the checkpoint, so that one can go back to them; at least 2.
+    #[serde(default = "default_batches_to_retain")]
+    pub batches_to_retain: u64,
 }
 
 fn default_version() -> String {
@@ -157,6 +160,11 @@ pub struct QuerySettings {
     pub output_mode: OutputMode,
     /// Where the result goes: the name of a sink with its settings.
     pub sink: SinkConfig,
+}
+
+/// Spark's `spark.sql.streaming.minBatchesToRetain`.
+pub(crate) fn default_batches_to_retain() -> u64 {
+    100
 }
 
 /// When a batch starts.
@@ -259,7 +267,8 @@ impl Serialize for Ddl {
 impl<'de> Deserialize<'de> for Ddl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|error: perennial_core::Error| de::Error::custom(format!("this schema is not Spark DDL: {error}")))
+        text.parse()
+            .map_err(|error: perennial_core::Error| de::Error::custom(format!("this schema is not Spark DDL: {error}")))
     }
 }
 

@@ -92,12 +92,18 @@ impl Node {
 
     /// Whether nothing stands there: no value, `~` or `null`.
     pub fn is_null(&self) -> bool {
-        self.scalar().is_some_and(|s| s.plain && s.expansions.is_empty() && matches!(&*s.raw, "" | "~" | "null" | "Null" | "NULL"))
+        self.scalar().is_some_and(|s| {
+            s.plain && s.expansions.is_empty() && matches!(&*s.raw, "" | "~" | "null" | "Null" | "NULL")
+        })
     }
 
     /// All scalars, to change them.
     pub fn for_each_scalar(&mut self, visit: &mut impl FnMut(&mut Vec<String>, Location, &mut Scalar)) {
-        fn walk(node: &mut Node, path: &mut Vec<String>, visit: &mut impl FnMut(&mut Vec<String>, Location, &mut Scalar)) {
+        fn walk(
+            node: &mut Node,
+            path: &mut Vec<String>,
+            visit: &mut impl FnMut(&mut Vec<String>, Location, &mut Scalar),
+        ) {
             match &mut node.value {
                 Value::Scalar(scalar) => visit(path, node.at, scalar),
                 Value::List(items) => {
@@ -154,7 +160,8 @@ pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
         flow_nesting_limit: MAX_NESTING,
         block_nesting_limit: MAX_NESTING,
     };
-    let mut reader = Reader { parser: Parser::new_from_str_with_options(text, options), anchors: HashMap::new(), nodes: 0 };
+    let mut reader =
+        Reader { parser: Parser::new_from_str_with_options(text, options), anchors: HashMap::new(), nodes: 0 };
     let mut document = None;
     loop {
         let (event, span) = reader.next()?;
@@ -231,7 +238,8 @@ impl<'t> Reader<'t> {
                     }
                     let entry = self.entry(event, span)?;
                     if let Some(first) = entries.iter().find(|e| e.key == entry.key) {
-                        let message = format!("the key `{}` is given twice; first in line {}", entry.key, first.at.line);
+                        let message =
+                            format!("the key `{}` is given twice; first in line {}", entry.key, first.at.line);
                         return Err(problem(entry.at, message));
                     }
                     entries.push(entry);
@@ -302,9 +310,13 @@ mod tests {
     #[test]
     fn everything_knows_its_place() {
         let tree = parse("a: 1\nb:\n  - x\n  - {c: 'two words'}\n").unwrap();
-        for (path, line, column, length) in
-            [(&["a"][..], 1, 4, 1), (&["b"], 2, 1, 1), (&["b", "0"], 3, 5, 1), (&["b", "1", "c"], 4, 9, 11), (&["b", "7"], 2, 1, 1)]
-        {
+        for (path, line, column, length) in [
+            (&["a"][..], 1, 4, 1),
+            (&["b"], 2, 1, 1),
+            (&["b", "0"], 3, 5, 1),
+            (&["b", "1", "c"], 4, 9, 11),
+            (&["b", "7"], 2, 1, 1),
+        ] {
             let at = tree.locate(path);
             assert_eq!((at.line, at.column, at.length), (line, column, length), "{path:?}");
         }

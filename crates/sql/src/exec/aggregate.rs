@@ -87,7 +87,9 @@ impl ExecutionPlan for StatefulAggregateExec {
                 })
                 .await;
             let partials = match exchanged {
-                Ok(exchanged) => std::mem::take(&mut *exchanged[partition].lock().unwrap_or_else(PoisonError::into_inner)),
+                Ok(exchanged) => {
+                    std::mem::take(&mut *exchanged[partition].lock().unwrap_or_else(PoisonError::into_inner))
+                }
                 Err(error) => return Err(DataFusionError::Shared(error.clone())),
             };
             let mut progress = OperatorProgress::default();

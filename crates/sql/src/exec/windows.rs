@@ -90,7 +90,12 @@ impl ExecutionPlan for WindowsExec {
 }
 
 /// The rows with their windows, and how many rows there are beyond one per input row with a window.
-fn assign(rows: &RecordBatch, time: &dyn PhysicalExpr, spec: WindowSpec, schema: &SchemaRef) -> Result<(RecordBatch, usize)> {
+fn assign(
+    rows: &RecordBatch,
+    time: &dyn PhysicalExpr,
+    spec: WindowSpec,
+    schema: &SchemaRef,
+) -> Result<(RecordBatch, usize)> {
     let start_type = schema.field(schema.fields().len() - 1).data_type();
     let mut times = time.evaluate(rows)?.into_array(rows.num_rows())?;
     if times.data_type() != start_type {
@@ -128,7 +133,11 @@ fn assign(rows: &RecordBatch, time: &dyn PhysicalExpr, spec: WindowSpec, schema:
     Ok((with_starts(columns, TimestampMicrosecondArray::from(starts), schema)?, further))
 }
 
-fn with_starts(mut columns: Vec<ArrayRef>, starts: TimestampMicrosecondArray, schema: &SchemaRef) -> Result<RecordBatch> {
+fn with_starts(
+    mut columns: Vec<ArrayRef>,
+    starts: TimestampMicrosecondArray,
+    schema: &SchemaRef,
+) -> Result<RecordBatch> {
     let start_type = schema.field(schema.fields().len() - 1).data_type().clone();
     columns.push(Arc::new(starts.with_data_type(start_type)));
     Ok(RecordBatch::try_new(schema.clone(), columns)?)

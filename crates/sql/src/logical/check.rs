@@ -1,7 +1,7 @@
 //! Which queries are refused, and with which words: Spark's rules for streams, and what is not built yet.
 
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::Result;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use perennial_core::error::{Error, Result as CoreResult, class};
 use perennial_core::sink::OutputMode;
@@ -16,7 +16,8 @@ const NOT_STREAMING: &str = "_LEGACY_ERROR_TEMP_3102";
 /// The watermark of a source: its column must be there and be a timestamp, its delay not negative.
 pub(crate) fn watermark(source: &SourceTable) -> CoreResult<()> {
     let Some(watermark) = &source.watermark else { return Ok(()) };
-    let at = |message: String| Err(Error::new(class::ANALYSIS, message).at(format!("source {}: watermark", source.name)));
+    let at =
+        |message: String| Err(Error::new(class::ANALYSIS, message).at(format!("source {}: watermark", source.name)));
     let Ok(field) = source.schema.field_with_name(&watermark.column) else {
         let names: Vec<String> = source.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
         return at(format!(

@@ -197,12 +197,12 @@ fn expand_aggregate(aggregate: Aggregate) -> Result<Transformed<LogicalPlan>> {
         .into_iter()
         .map(|expr| match expr {
             Expr::GroupingSet(set) => Ok(Expr::GroupingSet(match set {
-                datafusion::logical_expr::GroupingSet::Rollup(exprs) => {
-                    datafusion::logical_expr::GroupingSet::Rollup(exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?)
-                }
-                datafusion::logical_expr::GroupingSet::Cube(exprs) => {
-                    datafusion::logical_expr::GroupingSet::Cube(exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?)
-                }
+                datafusion::logical_expr::GroupingSet::Rollup(exprs) => datafusion::logical_expr::GroupingSet::Rollup(
+                    exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?,
+                ),
+                datafusion::logical_expr::GroupingSet::Cube(exprs) => datafusion::logical_expr::GroupingSet::Cube(
+                    exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?,
+                ),
                 datafusion::logical_expr::GroupingSet::GroupingSets(sets) => {
                     datafusion::logical_expr::GroupingSet::GroupingSets(
                         sets.into_iter()
@@ -221,10 +221,8 @@ fn expand_aggregate(aggregate: Aggregate) -> Result<Transformed<LogicalPlan>> {
         None => aggr_expr,
     };
     let spec = assigned.as_ref().map(|(_, _, spec)| *spec);
-    let is_window: Vec<bool> = keys
-        .iter()
-        .map(|key| assigned.as_ref().is_some_and(|(call, _, _)| key.clone().unalias() == *call))
-        .collect();
+    let is_window: Vec<bool> =
+        keys.iter().map(|key| assigned.as_ref().is_some_and(|(call, _, _)| key.clone().unalias() == *call)).collect();
     let input = match assigned {
         Some((_, input, _)) => Arc::new(input),
         None => input,

@@ -49,7 +49,12 @@ impl Loop {
         let read: usize = inputs.iter().flatten().flatten().map(RecordBatch::num_rows).sum();
         let streams = inputs
             .into_iter()
-            .map(|streams| streams.into_iter().map(|rows| -> RowStream { stream::iter(rows.into_iter().map(Ok)).boxed() }).collect())
+            .map(|streams| {
+                streams
+                    .into_iter()
+                    .map(|rows| -> RowStream { stream::iter(rows.into_iter().map(Ok)).boxed() })
+                    .collect()
+            })
             .collect();
         let info = BatchInfo {
             id: self.next_batch,
@@ -121,7 +126,7 @@ fn new_state(plan: &dyn QueryPlan) -> BatchState {
         .iter()
         .map(|spec| {
             (0..plan.parallelism())
-                .map(|_| Arc::new(Mutex::new(Box::new(MemoryState::new(spec)) as Box<dyn StatePartition>)))
+                .map(|_| Arc::new(Mutex::new(MemoryState::new(spec))) as Arc<Mutex<dyn StatePartition>>)
                 .collect()
         })
         .collect()

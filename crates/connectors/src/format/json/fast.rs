@@ -445,7 +445,9 @@ impl<'a> Fast<'a> {
     #[inline]
     fn timestamp(&mut self) -> Option<i64> {
         let text = self.plain_string()?;
-        if self.temporal.timestamp_is_plain() && let Some(micros) = self.timestamps.read(text) {
+        if self.temporal.timestamp_is_plain()
+            && let Some(micros) = self.timestamps.read(text)
+        {
             return Some(micros);
         }
         self.temporal.timestamp(std::str::from_utf8(text).ok()?)
@@ -681,6 +683,6 @@ impl<'a> Fast<'a> {
 
 /// The powers of ten that a double holds exactly.
 static POWERS_OF_TEN: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21,
-    1e22,
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
+    1e21, 1e22,
 ];

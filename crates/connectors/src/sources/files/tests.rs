@@ -49,7 +49,7 @@ impl Place {
     }
 
     fn open(&self, settings: FilesSource) -> Box<dyn Source> {
-        settings.factory(FileContent::Lines).open(self.world.context()).unwrap()
+        settings.open(self.world.context()).unwrap()
     }
 }
 
@@ -66,9 +66,10 @@ fn blocks(inputs: &[Input]) -> Vec<(String, u64, Vec<u8>)> {
     let mut blocks: Vec<_> = inputs
         .iter()
         .map(|input| match input {
-            Input::Records(RecordBlock { payload: Payload::Lines(text), position: Position::File { path, offset } }) => {
-                (path.rsplit('/').next().unwrap().to_owned(), *offset, text.to_vec())
-            }
+            Input::Records(RecordBlock {
+                payload: Payload::Lines(text),
+                position: Position::File { path, offset },
+            }) => (path.rsplit('/').next().unwrap().to_owned(), *offset, text.to_vec()),
             other => panic!("not a block of lines: {other:?}"),
         })
         .collect();
@@ -129,7 +130,9 @@ async fn each_file_is_read_once_and_the_oldest_first() {
 #[tokio::test]
 async fn what_is_not_ready_is_left_alone() {
     let place = Place::new();
-    for name in [".hidden.json", "_SUCCESS", "x.json.tmp", "y.part", "z.inprogress", "_temporary/in.json", ".git/in.json"] {
+    for name in
+        [".hidden.json", "_SUCCESS", "x.json.tmp", "y.part", "z.inprogress", "_temporary/in.json", ".git/in.json"]
+    {
         place.write(name, "{}\n", 60);
     }
     place.write("empty.json", "", 60);
@@ -170,7 +173,9 @@ async fn a_file_from_the_future_is_read_when_it_keeps_still() {
 #[tokio::test]
 async fn globs_find_what_a_shell_finds() {
     let place = Place::new();
-    for name in ["2026-01/a.json", "2026-02/b.json", "2025-12/c.json", "2026-01/d.csv", "2026-01/.e.json", "2026-02/x/f.json"] {
+    for name in
+        ["2026-01/a.json", "2026-02/b.json", "2025-12/c.json", "2026-01/d.csv", "2026-01/.e.json", "2026-02/x/f.json"]
+    {
         place.write(name, "{}\n", 60);
     }
     for (glob, expected) in [
@@ -183,7 +188,7 @@ async fn globs_find_what_a_shell_finds() {
     ] {
         let place_of_glob = World::new();
         let settings = FilesSource::new(place.path(glob).to_str().unwrap());
-        let source = settings.factory(FileContent::Lines).open(place_of_glob.context()).unwrap();
+        let source = settings.open(place_of_glob.context()).unwrap();
         let found = match latest(&*source, None).await {
             Some(end) => names(&collect(&*source, None, &end, 1).await),
             None => vec![],
@@ -283,7 +288,11 @@ async fn the_log_is_sparks_and_is_compacted() {
 
     let again = place.open(settings);
     assert_eq!(latest(&*again, end.as_ref()).await, end, "all are known");
-    assert_eq!(names_of(&*again, 3, 5).await, ["004.json", "005.json"], "old ranges can be read from the compact entry");
+    assert_eq!(
+        names_of(&*again, 3, 5).await,
+        ["004.json", "005.json"],
+        "old ranges can be read from the compact entry"
+    );
 }
 
 async fn names_of(source: &dyn Source, start: u64, end: u64) -> Vec<String> {
@@ -381,7 +390,13 @@ async fn big_files_are_cut_at_line_ends_for_all_cores() {
 async fn lines_longer_than_a_block_are_delivered_whole() {
     const BLOCK: usize = 2 << 20;
     // Lines that end exactly at, just before and just behind the borders of blocks, and ones that span several.
-    for lengths in [vec![BLOCK, 10], vec![BLOCK - 1, 10], vec![BLOCK + 1, 10], vec![3, 5 * BLOCK, 3, 2 * BLOCK + 7, 1], vec![BLOCK * 3]] {
+    for lengths in [
+        vec![BLOCK, 10],
+        vec![BLOCK - 1, 10],
+        vec![BLOCK + 1, 10],
+        vec![3, 5 * BLOCK, 3, 2 * BLOCK + 7, 1],
+        vec![BLOCK * 3],
+    ] {
         let mut text = Vec::new();
         for (at, length) in lengths.iter().enumerate() {
             text.extend(std::iter::repeat_n(b'a' + at as u8, length - 1));
@@ -397,9 +412,11 @@ async fn lines_longer_than_a_block_are_delivered_whole() {
         let end = latest(&*source, None).await.unwrap();
         let read = collect(&*source, None, &end, 2).await;
         for (_, _, block) in blocks(&read) {
-            let whole = block.strip_suffix(b"\n").unwrap_or(&block).split(|b| *b == b'\n').all(|line| {
-                line.iter().all(|b| b == &line[0]) && lengths.contains(&(line.len() + 1))
-            });
+            let whole = block
+                .strip_suffix(b"\n")
+                .unwrap_or(&block)
+                .split(|b| *b == b'\n')
+                .all(|line| line.iter().all(|b| b == &line[0]) && lengths.contains(&(line.len() + 1)));
             assert!(whole, "lines are whole");
         }
         let found = contents(&read);
@@ -443,19 +460,20 @@ async fn compressed_files_are_read_as_they_were_before() {
 async fn a_directory_that_is_not_there_is_named() {
     let world = World::new();
     for path in ["/nowhere/at/all", "/nowhere/*.json", "/nowhere/**/*.json"] {
-        let source = FilesSource::new(path).factory(FileContent::Lines).open(world.context()).unwrap();
-        for error in [source.check().await.unwrap_err(), source.latest(None, &ReadLimit::default()).await.unwrap_err()] {
+        let source = FilesSource::new(path).open(world.context()).unwrap();
+        for error in [source.check().await.unwrap_err(), source.latest(None, &ReadLimit::default()).await.unwrap_err()]
+        {
             assert_eq!(error.class(), class::STORAGE_NOT_FOUND, "{path}");
             assert!(error.to_string().contains("/nowhere"), "{error}");
         }
     }
     for (path, part) in [("s3://bucket/x", "`s3` is not a local path"), ("", "it is empty"), ("/a/[", "not a glob")] {
-        let error = FilesSource::new(path).factory(FileContent::Lines).open(world.context()).err().unwrap();
+        let error = FilesSource::new(path).open(world.context()).err().unwrap();
         assert_eq!(error.class(), class::CONFIG_INVALID);
         assert!(error.to_string().contains(part), "{error}");
     }
     let zero = FilesSource { max_files_per_batch: Some(0), ..FilesSource::new("/tmp") };
-    assert!(zero.factory(FileContent::Lines).open(world.context()).err().unwrap().to_string().contains("at least 1"));
+    assert!(zero.open(world.context()).err().unwrap().to_string().contains("at least 1"));
 }
 
 #[test]
@@ -513,7 +531,7 @@ async fn parquet_gives_the_columns_that_the_query_uses() {
         Field::new("id", DataType::Int64, false),
         Field::new("absent", DataType::Utf8, true),
     ]));
-    let open = |world: &World| place.settings().factory(FileContent::Parquet).open(world.context()).unwrap();
+    let open = |world: &World| place.settings().open(SourceContext { rows: true, ..world.context() }).unwrap();
     let source = open(&world);
     let end = latest(&*source, None).await.unwrap();
     let range = OffsetRange { start: None, end: end.clone() };
@@ -576,7 +594,7 @@ async fn a_parquet_file_is_read_as_it_was_logged_and_nonsense_is_refused() {
     let path = place.write("rows.parquet", writer.into_inner().unwrap(), 60);
     let mut world = World::new();
     world.schema = rows.schema();
-    let source = place.settings().factory(FileContent::Parquet).open(world.context()).unwrap();
+    let source = place.settings().open(SourceContext { rows: true, ..world.context() }).unwrap();
     let end = latest(&*source, None).await.unwrap();
     File::options().append(true).open(&path).unwrap().write_all(b"something behind it").unwrap();
     let read = collect(&*source, None, &end, 1).await;
@@ -584,7 +602,7 @@ async fn a_parquet_file_is_read_as_it_was_logged_and_nonsense_is_refused() {
 
     let place = Place::new();
     place.write("text.parquet", "this is not a Parquet file, as one can see", 60);
-    let source = place.settings().factory(FileContent::Parquet).open(place.world.context()).unwrap();
+    let source = place.settings().open(SourceContext { rows: true, ..place.world.context() }).unwrap();
     let end = latest(&*source, None).await.unwrap();
     let error = try_collect(&*source, None, &end, 1).await.unwrap_err();
     assert_eq!(error.class(), class::MALFORMED_RECORD);
@@ -606,7 +624,7 @@ async fn speed() {
     let Ok(dir) = std::env::var("PERENNIAL_BENCH_DIR") else { panic!("set PERENNIAL_BENCH_DIR") };
     let world = World::new();
     let settings = FilesSource { settle: HumanDuration(Duration::ZERO), ..FilesSource::new(dir) };
-    let source = settings.factory(FileContent::Lines).open(world.context()).unwrap();
+    let source = settings.open(world.context()).unwrap();
     let end = latest(&*source, None).await.unwrap();
     for parallelism in [1, 2] {
         let began = std::time::Instant::now();

@@ -251,6 +251,19 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
+    /// Does with a malformed record as the mode says when the columns have its row already, NULL where it does not fit.
+    fn row_malformed(&mut self, record: usize, text: &[u8], reason: String) -> Result<()> {
+        if self.mode != Mode::Permissive {
+            self.row_undone();
+            return self.malformed(record, text, Vec::new(), reason);
+        }
+        self.records.push(record as RecordIndex);
+        match &mut self.corrupt {
+            Some(corrupt) => corrupt.push(Value::Text(String::from_utf8_lossy(text).into_owned())),
+            None => Ok(()),
+        }
+    }
+
     /// A record of a source of single values that has nothing in it. Unlike a blank line it counts.
     fn empty(&mut self, record: usize, reason: &str) -> Result<()> {
         if self.mode == Mode::Permissive {

@@ -889,3 +889,259 @@ impl Layout {
         compressed.map_err(|e| Error::bug("files sink: lines cannot be compressed").caused_by(e))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        all_kinds, batch, context, failing_stream, hanging_stream, numbered, rows_of, stream_of,
+    };
+    use super::*;
+    use arrow::array::{AsArray, Date32Array, Int64Array, StringArray, TimestampMicrosecondArray};
+    use arrow::compute::concat_batches;
+    use arrow::datatypes::{Float64Type, Int64Type};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use serde_json::json;
+    use std::io::Read;
+    use std::path::{Path as FsPath, PathBuf};
+
+    fn settings(dir: &FsPath, more: serde_json::Value) -> FilesSink {
+        let mut all = json!({"path": dir.join("out").to_str().unwrap(), "storage": {"fsync": false}});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn open(dir: &FsPath, rows: &RecordBatch, more: serde_json::Value) -> Box<dyn Sink> {
+        settings(dir, more).open(context(rows.schema(), OutputMode::Append)).unwrap()
+    }
+
+    /// Files below a directory, hidden ones too, relative and sorted.
+    fn files(dir: &FsPath) -> Vec<String> {
+        fn walk(dir: &FsPath, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().map(|e| e.unwrap().path()) {
+                if entry.is_dir() { walk(&entry, found) } else { found.push(entry) }
+            }
+        }
+        let root = dir.join("out");
+        let mut found = Vec::new();
+        walk(&root, &mut found);
+        let mut names: Vec<_> =
+            found.iter().map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn read(path: PathBuf) -> RecordBatch {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path).unwrap()).unwrap();
+        let schema = reader.schema().clone();
+        let batches: Vec<_> = reader.build().unwrap().map(|b| b.unwrap()).collect();
+        concat_batches(&schema, &batches).unwrap()
+    }
+
+    const FIRST: &str = "part-00000000000000000000-01234567";
+
+    #[tokio::test]
+    async fn parquet_is_read_back_with_all_types() {
+        let (dir, rows) = (tempfile::tempdir().unwrap(), all_kinds());
+        for compression in ["zstd", "snappy", "none"] {
+            let sink = open(dir.path(), &rows, json!({"compression": compression}));
+            sink.check().await.unwrap();
+            let written = sink.write(&batch(0), stream_of(vec![rows.clone(), rows.slice(1, 1)])).await.unwrap();
+            assert_eq!(files(dir.path()), [format!("{FIRST}.parquet")]);
+            let path = dir.path().join("out").join(format!("{FIRST}.parquet"));
+            assert_eq!(written.rows, 4);
+            assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
+            let found = read(path);
+            assert_eq!(found.num_rows(), 4);
+            let type_of = |name: &str| found.schema().field_with_name(name).unwrap().data_type().clone();
+            assert_eq!(type_of("at"), DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())));
+            assert_eq!(type_of("local"), DataType::Timestamp(TimeUnit::Microsecond, None));
+            assert_eq!(type_of("d"), DataType::Decimal128(30, 6));
+            assert_eq!(type_of("i8"), DataType::Int8);
+            assert_eq!(type_of("s"), DataType::Utf8);
+            for name in ["id", "b", "f64", "d", "small", "bin", "day", "at", "time", "list"] {
+                let (expected, found) = (rows.column_by_name(name).unwrap(), found.column_by_name(name).unwrap());
+                assert_eq!(expected.to_data(), found.slice(0, 3).to_data(), "{name}");
+            }
+            assert_eq!(found["s"].as_string::<i32>().value(0), "it's \"ünï\" \\ , = text");
+            assert_eq!(found["nested"].as_struct().column(0).as_primitive::<Int64Type>().value(0), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn big_files_have_row_groups_and_all_rows_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = numbered(0, 100_000);
+        let sink = open(dir.path(), &rows, json!({"row_group_rows": 70_000}));
+        let blocks: Vec<_> = (0..37).map(|i| numbered(i * 7_777, 7_777)).collect();
+        sink.write(&batch(3), stream_of(blocks)).await.unwrap();
+        let path = dir.path().join("out/part-00000000000000000003-01234567.parquet");
+        let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&path).unwrap()).unwrap();
+        let groups: Vec<_> = reader.metadata().row_groups().iter().map(|g| g.num_rows()).collect();
+        assert_eq!(groups, [70_000, 70_000, 70_000, 37 * 7_777 - 210_000]);
+        let found = read(path);
+        let ids: Vec<i64> = found["id"].as_primitive::<Int64Type>().values().to_vec();
+        assert_eq!(ids, (0..37 * 7_777).collect::<Vec<_>>());
+        assert_eq!(found["value"].as_primitive::<Float64Type>().value(200_001), 100_000.5);
+    }
+
+    #[tokio::test]
+    async fn lines_are_whole_in_all_compressions() {
+        let rows = rows_of([
+            ("id", Arc::new(Int64Array::from(vec![Some(1), Some(2)])) as _),
+            ("s", Arc::new(StringArray::from(vec![Some("a,\"b\"\n"), None])) as _),
+            ("at", Arc::new(TimestampMicrosecondArray::from(vec![1_795_254_263_120_000, 0]).with_timezone("UTC")) as _),
+        ]);
+        let json = "{\"id\":1,\"s\":\"a,\\\"b\\\"\\n\",\"at\":\"2026-11-21T09:44:23.120Z\"}\n{\"id\":2,\"at\":\"1970-01-01T00:00:00Z\"}\n";
+        let csv = "1,\"a,\"\"b\"\"\n\",2026-11-21T09:44:23.120Z\n2,,1970-01-01T00:00:00Z\n";
+        for (format, header, two) in [("json", "", json), ("csv", "id,s,at\n", csv)] {
+            for (compression, extension) in [("none", ""), ("gzip", ".gz"), ("zstd", ".zst")] {
+                let dir = tempfile::tempdir().unwrap();
+                let sink = open(dir.path(), &rows, json!({"format": format, "compression": compression}));
+                // Enough rows for several slices and chunks.
+                let blocks = vec![rows.clone(); 70_000];
+                let written = sink.write(&batch(0), stream_of(blocks)).await.unwrap();
+                let name = format!("{FIRST}.{format}{extension}");
+                assert_eq!(files(dir.path()), [name.clone()]);
+                let packed = std::fs::read(dir.path().join("out").join(name)).unwrap();
+                assert_eq!((written.rows, written.bytes), (140_000, packed.len() as u64));
+                let mut text = String::new();
+                match extension {
+                    ".gz" => drop(flate2::read::MultiGzDecoder::new(&*packed).read_to_string(&mut text).unwrap()),
+                    ".zst" => drop(zstd::Decoder::new(&*packed).unwrap().read_to_string(&mut text).unwrap()),
+                    _ => text = String::from_utf8(packed).unwrap(),
+                }
+                assert_eq!(text, format!("{header}{}", two.repeat(70_000)));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn partitions_become_directories_as_in_hive() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = rows_of([
+            ("n", Arc::new(Int64Array::from(vec![1, 2, 3, 4, 5, 6])) as _),
+            (
+                "a b",
+                Arc::new(StringArray::from(vec![Some("x"), Some("50%/ä:=\t"), None, Some(""), Some("x"), Some("x")]))
+                    as _,
+            ),
+            ("day", Arc::new(Date32Array::from(vec![20_778, 20_778, 20_778, 20_778, 20_778, 0])) as _),
+        ]);
+        let sink = open(dir.path(), &rows, json!({"partition_by": ["day", "a b"]}));
+        let written = sink.write(&batch(0), stream_of(vec![rows.clone(), rows.slice(0, 1)])).await.unwrap();
+        let found = files(dir.path());
+        assert_eq!(
+            found,
+            [
+                format!("day=1970-01-01/a b=x/{FIRST}.parquet"),
+                format!("day=2026-11-21/a b=50%25%2Fä%3A%3D%09/{FIRST}.parquet"),
+                format!("day=2026-11-21/a b=__HIVE_DEFAULT_PARTITION__/{FIRST}.parquet"),
+                format!("day=2026-11-21/a b=x/{FIRST}.parquet"),
+            ]
+        );
+        let numbers: Vec<Vec<i64>> = found
+            .iter()
+            .map(|name| {
+                let rows = read(dir.path().join("out").join(name));
+                assert_eq!(rows.num_columns(), 1, "partition columns are not in the files");
+                rows["n"].as_primitive::<Int64Type>().values().to_vec()
+            })
+            .collect();
+        assert_eq!(numbers, [vec![6], vec![2], vec![3, 4], vec![1, 5, 1]]);
+        let sizes: u64 =
+            found.iter().map(|name| std::fs::metadata(dir.path().join("out").join(name)).unwrap().len()).sum();
+        assert_eq!(written.bytes, sizes);
+
+        let few = open(dir.path(), &rows, json!({"partition_by": ["a b"], "max_partitions": 2}));
+        let error = few.write(&batch(1), stream_of(vec![rows])).await.unwrap_err();
+        assert!(error.to_string().contains("max_partitions"), "{error}");
+        assert_eq!(files(dir.path()), found, "and nothing of the batch is left");
+    }
+
+    #[tokio::test]
+    async fn a_repeated_batch_replaces_its_files_and_removes_stale_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |days: &[i32], numbers: &[i64]| {
+            rows_of([
+                ("n", Arc::new(Int64Array::from(numbers.to_vec())) as _),
+                ("day", Arc::new(Date32Array::from(days.to_vec())) as _),
+            ])
+        };
+        let rows = of(&[0, 1, 2], &[1, 2, 3]);
+        let sink = open(dir.path(), &rows, json!({"partition_by": ["day"]}));
+        sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+        sink.write(&batch(1), stream_of(vec![of(&[0], &[9])])).await.unwrap();
+        // A first run does not look for files to remove; a repeated one does, and only for its own.
+        let again = SinkBatch { again: true, ..batch(0) };
+        sink.write(&again, stream_of(vec![of(&[0, 1], &[1, 2])])).await.unwrap();
+        let second = "part-00000000000000000001-01234567";
+        let left = [
+            format!("day=1970-01-01/{FIRST}.parquet"),
+            format!("day=1970-01-01/{second}.parquet"),
+            format!("day=1970-01-02/{FIRST}.parquet"),
+        ];
+        assert_eq!(files(dir.path()), left);
+        sink.write(&again, stream_of(vec![])).await.unwrap();
+        assert_eq!(files(dir.path()), [left[1].clone()], "an empty batch writes nothing");
+        // Another query in the same directory.
+        let mut other = context(rows.schema(), OutputMode::Append);
+        other.query_id = "another-query".to_owned();
+        let other = settings(dir.path(), json!({"partition_by": ["day"]})).open(other).unwrap();
+        other.write(&again, stream_of(vec![of(&[0], &[5])])).await.unwrap();
+        sink.write(&again, stream_of(vec![])).await.unwrap();
+        assert_eq!(files(dir.path()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_fails_or_is_given_up_shows_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = numbered(0, 70_000);
+        for more in
+            [json!({}), json!({"partition_by": ["value"], "max_partitions": 1_000_000}), json!({"format": "json"})]
+        {
+            let rows = if more["partition_by"].is_array() { numbered(0, 100) } else { rows.clone() };
+            let sink = open(dir.path(), &rows, more);
+            // So many that parts are in the storage already.
+            let blocks = vec![rows; 40];
+            let error = sink.write(&batch(0), failing_stream(blocks.clone())).await.unwrap_err();
+            assert!(error.to_string().contains("the source went away"), "{error}");
+            assert!(files(dir.path()).is_empty(), "{:?}", files(dir.path()));
+            let waiting = tokio::time::timeout(std::time::Duration::from_millis(300), async {
+                sink.write(&batch(0), hanging_stream(blocks.clone())).await
+            });
+            assert!(waiting.await.is_err());
+            let visible = files(dir.path()).into_iter().find(|name| !name.contains("/.") && !name.starts_with('.'));
+            assert_eq!(visible, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn settings_that_cannot_work_are_refused() {
+        let (dir, rows) = (tempfile::tempdir().unwrap(), all_kinds());
+        for (more, part) in [
+            (json!({"partition_by": ["nothing"]}), "does not give"),
+            (json!({"partition_by": ["nested"]}), "cannot be in partition_by"),
+            (json!({"partition_by": ["id", "id"]}), "twice"),
+            (json!({"format": "csv"}), "`nested`"),
+            (json!({"compression": "gzip"}), "not gzip"),
+            (json!({"format": "json", "compression": "snappy"}), "not snappy"),
+            (json!({"row_group_rows": 0}), "at least 1"),
+            (json!({"path": ""}), "is empty"),
+        ] {
+            let Err(error) = settings(dir.path(), more).open(context(rows.schema(), OutputMode::Append)) else {
+                panic!("{part}")
+            };
+            assert_eq!(error.class(), class::CONFIG_INVALID);
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        for mode in [OutputMode::Update, OutputMode::Complete] {
+            let Err(error) = settings(dir.path(), json!({})).open(context(rows.schema(), mode)) else { panic!() };
+            assert!(error.to_string().contains("append"), "{error}");
+        }
+        // A directory that cannot be one.
+        std::fs::write(dir.path().join("out"), "a file").unwrap();
+        let sink = open(dir.path(), &rows, json!({}));
+        assert_eq!(sink.check().await.unwrap_err().class(), class::CONFIG_INVALID);
+        assert_eq!(sink.write(&batch(0), stream_of(vec![rows])).await.unwrap_err().class(), class::CONFIG_INVALID);
+    }
+}

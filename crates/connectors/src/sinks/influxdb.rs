@@ -750,3 +750,360 @@ fn write_field(column: &Column, row: usize, text: &mut Vec<u8>) {
         Column::Binary(_) => Ok(()),
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        all_kinds, batch, context, failing_stream, keyed, numbered, rows_of, server, stream_of,
+    };
+    use super::*;
+    use arrow::array::{
+        Array, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    };
+    use perennial_core::ErrorKind;
+    use perennial_core::sink::OutputMode;
+    use serde_json::json;
+    use std::io::Read;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn settings(more: serde_json::Value) -> InfluxDbSink {
+        let mut all = json!({"url": "http://127.0.0.1:1", "measurement": "m", "time": "at"});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(all).unwrap()
+    }
+
+    fn open(settings: &InfluxDbSink, rows: &RecordBatch, key: &str) -> Result<Box<dyn Sink>> {
+        settings.open(context(keyed(&rows.schema(), key), OutputMode::Append))
+    }
+
+    fn at(micros: Vec<Option<i64>>) -> Arc<dyn Array> {
+        Arc::new(TimestampMicrosecondArray::from(micros).with_timezone("UTC"))
+    }
+
+    fn lines(settings: &InfluxDbSink, rows: &RecordBatch) -> Result<(String, u64)> {
+        let layout = Arc::new(Layout::new(settings, &context(keyed(&rows.schema(), ""), OutputMode::Append))?);
+        let columns = Column::all(rows, &layout.kinds)?;
+        let mut lines = Lines { layout, text: Vec::new(), lines: 0, empty: 0 };
+        for row in 0..rows.num_rows() {
+            lines.add(&columns, row, row as u64)?;
+        }
+        Ok((String::from_utf8(lines.text).unwrap(), lines.empty))
+    }
+
+    #[test]
+    fn rows_become_lines() {
+        let rows = rows_of([
+            ("a tag", Arc::new(StringArray::from(vec![Some("x, y=z"), None, Some("b"), Some("c")])) as _),
+            ("n", Arc::new(Int64Array::from(vec![Some(1), Some(-2), None, None])) as _),
+            ("f", Arc::new(Float64Array::from(vec![Some(0.1), Some(f64::NAN), Some(1e300), Some(f64::INFINITY)])) as _),
+            ("t", Arc::new(StringArray::from(vec![Some("say \"hi\" \\ \n"), Some(""), None, None])) as _),
+            ("b", Arc::new(BooleanArray::from(vec![Some(true), None, Some(false), None])) as _),
+            ("at", at(vec![Some(1), Some(-1), Some(1_500_000), Some(0)])),
+        ]);
+        let mut settings = settings(json!({"database": "d", "measurement": "my, m", "tags": ["a tag"]}));
+        let (text, empty) = lines(&settings, &rows).unwrap();
+        assert_eq!(
+            text,
+            "my\\,\\ m,a\\ tag=x\\,\\ y\\=z n=1i,f=0.1,t=\"say \\\"hi\\\" \\\\ \n\",b=true 1000\n\
+             my\\,\\ m n=-2i,t=\"\" -1000\n\
+             my\\,\\ m,a\\ tag=b f=1e300,b=false 1500000000\n"
+        );
+        assert_eq!(empty, 1, "a row of nothing but NULL and infinity is no point");
+        settings.fields = Some(vec!["b".to_owned()]);
+        settings.precision = Precision::S;
+        settings.measurement = "m".to_owned();
+        assert_eq!(lines(&settings, &rows).unwrap().0, "m,a\\ tag=x\\,\\ y\\=z b=true 0\nm,a\\ tag=b b=false 1\n");
+    }
+
+    #[test]
+    fn values_that_influxdb_cannot_keep_apart_are_refused() {
+        let of = |tag: &str, time: Option<i64>| {
+            rows_of([
+                ("tag", Arc::new(StringArray::from(vec!["fine", tag])) as _),
+                ("n", Arc::new(Int64Array::from(vec![1, 2])) as _),
+                ("at", at(vec![Some(0), time])),
+            ])
+        };
+        let settings = settings(json!({"database": "d", "tags": ["tag"]}));
+        for (rows, part) in [
+            (of("", Some(0)), "empty string"),
+            (of("a\\", Some(0)), "backslash"),
+            (of("a\nb", Some(0)), "line break"),
+            (of("a", None), "is NULL"),
+            (of("a", Some(i64::MAX / 10)), "precision"),
+        ] {
+            let error = lines(&settings, &rows).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Data);
+            assert!(error.to_string().contains("row 1 of the batch") && error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn mappings_that_lose_rows_are_refused() {
+        let rows = rows_of([
+            ("sensor", Arc::new(StringArray::from(vec!["a"])) as _),
+            ("n", Arc::new(Int64Array::from(vec![1])) as _),
+            ("at", at(vec![Some(0)])),
+        ]);
+        let database = settings(json!({"database": "d", "tags": ["sensor"]}));
+        open(&database, &rows, "at, sensor").map(drop).unwrap();
+        open(&database, &rows, "at").map(drop).unwrap();
+        open(&database, &rows, "").map(drop).unwrap();
+        let Err(error) = open(&database, &rows, "at,sensor,n") else { panic!() };
+        assert!(error.to_string().contains("rows that differ only in `n`"), "{error}");
+        let Err(error) = database.open(context(rows.schema(), OutputMode::Append)) else { panic!() };
+        assert!(error.to_string().contains("allow_overwrite"), "{error}");
+        let allowed = settings(json!({"database": "d", "allow_overwrite": true}));
+        allowed.open(context(rows.schema(), OutputMode::Append)).map(drop).unwrap();
+
+        for (wrong, part) in [
+            (json!({}), "set either `database`"),
+            (json!({"database": "d", "bucket": "b", "org": "o"}), "set either `database`"),
+            (json!({"database": "d", "token": "hunter2"}), "InfluxDB 2"),
+            (json!({"bucket": "b", "org": "o", "password": "hunter2"}), "InfluxDB 1"),
+            (json!({"database": "d", "url": "http://me:hunter2@host"}), "holds credentials"),
+            (json!({"database": "d", "url": "localhost:8086"}), "http://localhost:8086"),
+            (json!({"database": "d", "time": "n"}), "must be a TIMESTAMP or DATE"),
+            (json!({"database": "d", "time": "minute"}), "it gives sensor, n, at"),
+            (json!({"database": "d", "tags": ["at"]}), "used twice"),
+            (json!({"database": "d", "tags": ["sensor"], "fields": ["sensor"]}), "also a tag"),
+            (json!({"database": "d", "tags": ["sensor", "n"]}), "no column is left"),
+        ] {
+            let settings = settings(wrong);
+            let Err(error) = open(&settings, &rows, "at") else { panic!("{part}") };
+            assert_eq!(error.class(), class::CONFIG_INVALID);
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(!format!("{error:?} {settings:?}").contains("hunter2"), "{error}");
+        }
+        let binary = all_kinds();
+        let Err(error) = open(&settings(json!({"database": "d"})), &binary, "at") else { panic!() };
+        assert!(error.to_string().contains("`bin`"), "{error}");
+    }
+
+    /// A server that answers each request with the next of the given answers. Gives the requests: head, and body unpacked.
+    async fn canned(answers: Vec<&'static str>) -> (String, tokio::task::JoinHandle<Vec<(String, String)>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                let head = loop {
+                    let mut buffer = [0; 4096];
+                    let n = stream.read(&mut buffer).await.unwrap();
+                    assert!(n > 0, "the request ends early");
+                    request.extend_from_slice(&buffer[..n]);
+                    if let Some(end) = request.windows(4).position(|w| w == b"\r\n\r\n") {
+                        break end;
+                    }
+                };
+                let text = String::from_utf8(request[..head].to_vec()).unwrap().to_lowercase();
+                let length = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: "))
+                    .map_or(0, |length| length.parse().unwrap());
+                let mut body = request.split_off(head + 4);
+                while body.len() < length {
+                    let mut buffer = [0; 4096];
+                    let n = stream.read(&mut buffer).await.unwrap();
+                    body.extend_from_slice(&buffer[..n]);
+                }
+                let mut unpacked = String::new();
+                if text.contains("content-encoding: gzip") {
+                    flate2::read::GzDecoder::new(&*body).read_to_string(&mut unpacked).unwrap();
+                }
+                stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                requests.push((text, unpacked));
+            }
+            requests
+        });
+        (url, server)
+    }
+
+    const DONE: &str = "204 No Content\r\nconnection: close\r\n\r\n";
+
+    #[tokio::test]
+    async fn the_second_api_is_spoken_as_documented() {
+        let rows = rows_of([
+            ("n", Arc::new(Int64Array::from(vec![1, 2, 3])) as _),
+            ("at", at(vec![Some(1), Some(2), Some(3)])),
+        ]);
+        let (url, server) = canned(vec![DONE, DONE, "400 Bad Request\r\nconnection: close\r\n\r\n"]).await;
+        let settings = settings(json!({
+            "url": url, "org": "my org", "bucket": "b", "token": "hunter2", "batch_lines": 2, "precision": "us",
+        }));
+        let sink = open(&settings, &rows, "at").unwrap();
+        let written = sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        assert_eq!(written.rows, 3);
+        // An empty write is refused for its lack of points, which is all that the check wants to know.
+        sink.check().await.unwrap();
+        let requests = server.await.unwrap();
+        let head = "post /api/v2/write?org=my+org&bucket=b&precision=us http/1.1";
+        for (request, body) in requests.iter().zip(["m n=1i 1\nm n=2i 2\n", "m n=3i 3\n", ""]) {
+            assert_eq!(request.0.lines().next().unwrap(), head);
+            assert!(request.0.contains("authorization: token hunter2"), "{}", request.0);
+            assert_eq!(request.1, body);
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_have_their_class() {
+        let rows = rows_of([("n", Arc::new(Int64Array::from(vec![1])) as _), ("at", at(vec![Some(1)]))]);
+        for (answer, expected, part) in [
+            (
+                "401 X\r\nconnection: close\r\n\r\n{\"error\":\"authorization failed\"}",
+                class::AUTHENTICATION_FAILED,
+                "authorization failed",
+            ),
+            (
+                "403 X\r\nconnection: close\r\n\r\n{\"code\":\"forbidden\",\"message\":\"insufficient\"}",
+                class::AUTHORIZATION_FAILED,
+                "insufficient",
+            ),
+            (
+                "404 X\r\nconnection: close\r\n\r\n{\"error\":\"database not found: \\\"d\\\"\"}",
+                class::TARGET_MISSING,
+                "create_database",
+            ),
+            ("404 X\r\nconnection: close\r\n\r\n404 page not found", class::TARGET_MISSING, "check `url`"),
+            ("413 X\r\nconnection: close\r\n\r\n{\"error\":\"too large\"}", class::SINK_REJECTED, "batch_lines"),
+            ("429 X\r\nretry-after: 7\r\nconnection: close\r\n\r\n", class::THROTTLED, "fewer"),
+            ("503 X\r\nretry-after: 7\r\nconnection: close\r\n\r\n", class::SERVER_UNAVAILABLE, "503"),
+            (
+                "400 X\r\nconnection: close\r\n\r\n{\"error\":\"partial write: field type conflict: input field \\\"n\\\" on measurement \
+                 \\\"m\\\" is type integer, already exists as type float dropped=1\"}",
+                class::TARGET_SCHEMA,
+                "input field \"n\"",
+            ),
+            (
+                "400 X\r\nconnection: close\r\n\r\n{\"error\":\"partial write: points beyond retention policy dropped=3\"}",
+                class::SINK_REJECTED,
+                "dropped=3 (in the request that begins with row 0 of the batch)",
+            ),
+        ] {
+            let (url, server) = canned(vec![answer]).await;
+            let settings = settings(json!({"url": url, "database": "d", "username": "u", "password": "hunter2"}));
+            let sink = open(&settings, &rows, "at").unwrap();
+            let error = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err();
+            server.await.unwrap();
+            assert_eq!(error.class(), expected, "{error:?}");
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(error.to_string().contains("database `d` at http://127.0.0.1"), "{error}");
+            assert!(!format!("{error:?}").contains("hunter2"), "{error}");
+            let throttled = answer.contains("retry-after");
+            assert_eq!(error.retry_hint(), throttled.then_some(Duration::from_secs(7)));
+        }
+        // Nobody there, and a server that goes away in the middle.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for (url, expected) in [
+            (format!("http://{closed}"), class::CONNECTION_REFUSED),
+            ("http://no-such-host.invalid:8086".to_owned(), class::NAME_NOT_RESOLVED),
+            (canned(vec![""]).await.0, class::CONNECTION_LOST),
+        ] {
+            let sink = open(&settings(json!({"url": url, "database": "d"})), &rows, "at").unwrap();
+            let error = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err();
+            assert!(error.class() == expected, "{error:?}");
+        }
+    }
+
+    /// A database of its own for each test, in the server of `make test`.
+    async fn ask(database: &str, query: &str) -> serde_json::Value {
+        let url = server("PERENNIAL_TEST_INFLUXDB");
+        let url =
+            address(&url, "query", &[("db", database.to_owned()), ("q", query.to_owned()), ("epoch", "u".to_owned())]);
+        let text = reqwest::Client::new().post(url.unwrap()).send().await.unwrap().text().await.unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    async fn fresh(database: &str) {
+        ask("", &format!("DROP DATABASE {database}")).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "needs InfluxDB: run make test"]
+    async fn points_arrive_and_overwrite_themselves() {
+        fresh("sink_points").await;
+        let rows = rows_of([
+            ("sensor", Arc::new(StringArray::from(vec![Some("a b"), Some("c,=d"), None])) as _),
+            ("n", Arc::new(Int64Array::from(vec![Some(1), Some(2), None])) as _),
+            ("f", Arc::new(Float64Array::from(vec![Some(0.5), None, Some(1e-7)])) as _),
+            ("t", Arc::new(StringArray::from(vec![Some("\"\\\nü"), None, None])) as _),
+            ("at", at(vec![Some(1_795_254_263_120_001), Some(2), Some(-3)])),
+        ]);
+        let url = server("PERENNIAL_TEST_INFLUXDB");
+        let mut with = settings(json!({
+            "url": url, "database": "sink_points", "create_database": true, "tags": ["sensor"], "batch_lines": 2,
+        }));
+        let sink = open(&with, &rows, "at,sensor").unwrap();
+        sink.check().await.unwrap();
+        for _ in 0..2 {
+            let written = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+            assert_eq!((written.rows, written.duplicate), (3, false));
+            assert!(written.bytes > 0);
+        }
+        let found = ask("sink_points", "SELECT * FROM m").await;
+        assert_eq!(
+            found["results"][0]["series"][0],
+            json!({
+                "name": "m",
+                "columns": ["time", "f", "n", "sensor", "t"],
+                "values": [
+                    [-3, 1e-7, null, null, null],
+                    [2, null, 2, "c,=d", null],
+                    [1_795_254_263_120_001i64, 0.5, 1, "a b", "\"\\\nü"],
+                ],
+            })
+        );
+        // A stream that fails leaves what was sent, which the repetition overwrites.
+        sink.write(&batch(0), failing_stream(vec![rows.clone(), rows.clone()])).await.unwrap_err();
+        assert_eq!(ask("sink_points", "SELECT count(n) FROM m").await["results"][0]["series"][0]["values"][0][1], 2);
+
+        // A field of another type, as the real server says it.
+        let other = rows_of([
+            ("n", Arc::new(StringArray::from(vec!["text"])) as _),
+            ("at", at(vec![Some(1_795_254_263_120_001)])),
+        ]);
+        with.tags.clear();
+        let error = open(&with, &other, "at").unwrap().write(&batch(1), stream_of(vec![other])).await.unwrap_err();
+        assert_eq!(error.class(), class::TARGET_SCHEMA, "{error:?}");
+        assert!(error.to_string().contains("input field \"n\" on measurement \"m\" is type string"), "{error}");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs InfluxDB: run make test"]
+    async fn a_missing_database_is_told_by_the_check() {
+        fresh("sink_missing").await;
+        let rows = rows_of([("n", Arc::new(Int64Array::from(vec![1])) as _), ("at", at(vec![Some(1)]))]);
+        let mut with = settings(json!({"url": server("PERENNIAL_TEST_INFLUXDB"), "database": "sink_missing"}));
+        let sink = open(&with, &rows, "at").unwrap();
+        for error in
+            [sink.check().await.unwrap_err(), sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err()]
+        {
+            assert_eq!(error.class(), class::TARGET_MISSING, "{error:?}");
+        }
+        with.create_database = true;
+        let creating = open(&with, &rows, "at").unwrap();
+        creating.check().await.unwrap();
+        assert_eq!(sink.check().await.unwrap_err().class(), class::TARGET_MISSING, "the check makes nothing");
+        creating.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        sink.check().await.unwrap();
+    }
+
+    #[tokio::test]
+    #[ignore = "needs InfluxDB: run make test"]
+    async fn many_points_go_in_many_requests() {
+        fresh("sink_many").await;
+        let numbers = numbered(0, 25_001);
+        let times: Vec<_> = (0..25_001).map(Some).collect();
+        let rows =
+            rows_of([("value", numbers.column(1).clone()), ("id", numbers.column(0).clone()), ("at", at(times))]);
+        let url = server("PERENNIAL_TEST_INFLUXDB");
+        let with = settings(json!({"url": url, "database": "sink_many", "create_database": true}));
+        let sink = open(&with, &rows, "at").unwrap();
+        sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        let sums = ask("sink_many", "SELECT count(id), sum(value) FROM m").await;
+        assert_eq!(sums["results"][0]["series"][0]["values"][0], json!([0, 25_001, 156_256_250]));
+    }
+}

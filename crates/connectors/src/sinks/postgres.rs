@@ -981,3 +981,412 @@ impl ServerCertVerifier for AnyCertificate {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        all_kinds, batch, context, failing_stream, hanging_stream, numbered, rows_of, server, stream_of,
+    };
+    use super::*;
+    use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+    use perennial_core::ErrorKind;
+    use serde_json::json;
+
+    /// A schema of its own for each test, in the database of `make test`.
+    struct Fixture {
+        url: String,
+        schema: String,
+        client: Client,
+    }
+
+    impl Fixture {
+        async fn new(schema: &str) -> Self {
+            let url = server("PERENNIAL_TEST_POSTGRES");
+            let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let schema = format!("sink_{schema}");
+            let create =
+                format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}; SET search_path = {schema}");
+            client.batch_execute(&create).await.unwrap();
+            Self { url, schema, client }
+        }
+
+        fn settings(&self, more: serde_json::Value) -> PostgresSink {
+            let mut settings = json!({"url": self.url, "table": format!("{}.readings", self.schema)});
+            settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(settings).unwrap()
+        }
+
+        fn sink(&self, rows: &RecordBatch, mode: OutputMode, more: serde_json::Value) -> Box<dyn Sink> {
+            self.settings(more).open(context(rows.schema(), mode)).unwrap()
+        }
+
+        async fn run(&self, sql: &str) {
+            self.client.batch_execute(sql).await.unwrap();
+        }
+
+        /// The result of a query as text, one line per row.
+        async fn ask(&self, sql: &str) -> Vec<String> {
+            let answer = self.client.simple_query(sql).await.unwrap();
+            answer
+                .iter()
+                .filter_map(|message| match message {
+                    tokio_postgres::SimpleQueryMessage::Row(row) => {
+                        Some((0..row.len()).map(|i| row.get(i).unwrap_or("NULL")).collect::<Vec<_>>().join("|"))
+                    }
+                    _ => None,
+                })
+                .collect()
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn every_kind_of_value_arrives() {
+        let (db, rows) = (Fixture::new("kinds").await, all_kinds());
+        let sink = db.sink(&rows, OutputMode::Append, json!({}));
+        sink.check().await.unwrap();
+        assert!(
+            db.ask("SELECT 1 FROM pg_tables WHERE schemaname = 'sink_kinds'").await.is_empty(),
+            "the check makes nothing"
+        );
+        let written = sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        assert_eq!((written.rows, written.duplicate), (3, false));
+        assert!(written.bytes > 300, "{written:?}");
+        sink.check().await.unwrap();
+        let nulls = "NULL|".repeat(15);
+        db.run("SET TimeZone = 'UTC'").await;
+        assert_eq!(
+            db.ask("SELECT * FROM readings ORDER BY id").await,
+            [
+                "1|t|-128|-32768|2147483647|-9223372036854775808|1.5|1e+300|-123456789012345678.901234|12.30|\
+                 it's \"ünï\" \\ , = text|\\x00ff|2026-11-21|2026-11-21 09:44:23.120001+00|2026-11-21 09:44:23.120001|\
+                 09:44:23.000001|{\"n\": 1, \"s\": \"a \\\"quoted\\\" text\"}|[1, null]",
+                "2|f|127|7|-7|0|-0.25|0.1|0.000005|-0.05||\\x|1969-12-31|1969-12-31 23:59:59.999999+00|\
+                 1970-01-01 00:00:00|00:00:00|{\"s\": \"x\"}|[]",
+                &format!("3|{nulls}{{\"s\": \"y\"}}|NULL"),
+            ]
+        );
+        assert_eq!(
+            db.ask(
+                "SELECT string_agg(format_type(atttypid, atttypmod), ',' ORDER BY attnum) FROM pg_attribute \
+                 WHERE attrelid = 'readings'::regclass AND attnum > 0"
+            )
+            .await,
+            [
+                "bigint,boolean,smallint,smallint,integer,bigint,real,double precision,numeric(30,6),numeric(10,2),text,bytea,date,\
+              timestamp with time zone,timestamp without time zone,time without time zone,jsonb,jsonb"
+            ]
+        );
+        assert_eq!(
+            db.ask(
+                "SELECT job, query, query_id, batch, rows, length(digest), epoch, committed_at FROM _perennial_batches"
+            )
+            .await,
+            ["greenhouse|per_minute|0123456789abcdef|0|3|16|1|2026-11-21 09:44:23+00"]
+        );
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn numbers_of_all_sizes_arrive() {
+        let db = Fixture::new("numbers").await;
+        let mut values: Vec<i128> =
+            (0..38).flat_map(|n| [10i128.pow(n), 10i128.pow(n) * 9, 10i128.pow(n) - 1]).collect();
+        values.extend([0, 10_001, 100_010_000, 99_999_999_999_999_999_999_999_999_999_999_999_999]);
+        values.extend(values.clone().iter().map(|v| -v));
+        for scale in [0, 1, 2, 3, 4, 7, 37, 38] {
+            let array =
+                arrow::array::Decimal128Array::from(values.clone()).with_precision_and_scale(38, scale).unwrap();
+            let rows = rows_of([("d", Arc::new(array) as _)]);
+            let sink = db.sink(&rows, OutputMode::Append, json!({}));
+            sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+            let mut expected: Vec<String> = values
+                .iter()
+                .map(|v| {
+                    let mut text = Vec::new();
+                    super::super::columns::write_decimal(*v, scale as u8, &mut text);
+                    String::from_utf8(text).unwrap()
+                })
+                .collect();
+            expected.sort();
+            assert_eq!(
+                db.ask("SELECT d FROM readings ORDER BY d::text COLLATE \"C\"").await,
+                expected,
+                "scale {scale}"
+            );
+            db.run("DROP TABLE readings, _perennial_batches").await;
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn a_repeated_batch_has_no_effect_and_is_drained() {
+        let (db, rows) = (Fixture::new("repeated").await, numbered(0, 3));
+        let sink = db.sink(&rows, OutputMode::Append, json!({}));
+        for repeated in [false, true] {
+            let written = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+            assert_eq!((written.rows, written.duplicate), (3, repeated));
+        }
+        let sink = db.sink(&rows, OutputMode::Append, json!({}));
+        let written = sink.write(&batch(0), stream_of(vec![numbered(5, 4), numbered(9, 1)])).await.unwrap();
+        assert_eq!((written.rows, written.duplicate), (5, true));
+        assert_eq!(db.ask("SELECT count(*), sum(id) FROM readings").await, ["3|3"]);
+        sink.write(&batch(1), stream_of(vec![])).await.unwrap();
+        assert_eq!(db.ask("SELECT batch, rows FROM _perennial_batches ORDER BY 1").await, ["0|3", "1|0"]);
+
+        // Two processes with the same batch at the same time: one of them writes it.
+        let sinks: Vec<_> = (0..4).map(|_| db.sink(&rows, OutputMode::Append, json!({}))).collect();
+        let batch = batch(2);
+        let writes = sinks.iter().map(|sink| sink.write(&batch, stream_of(vec![numbered(100, 50_000)])));
+        let written = futures::future::try_join_all(writes).await.unwrap();
+        assert_eq!(written.iter().filter(|w| !w.duplicate).count(), 1, "{written:?}");
+        assert_eq!(db.ask("SELECT count(*) FROM readings").await, ["50003"]);
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn update_changes_rows_by_key_and_the_later_row_wins() {
+        let db = Fixture::new("update").await;
+        let rows = |minute: &[i64], sensor: &[&str], value: &[f64]| {
+            rows_of([
+                ("minute", Arc::new(TimestampMicrosecondArray::from(minute.to_vec()).with_timezone("UTC")) as _),
+                ("sensor", Arc::new(StringArray::from(sensor.to_vec())) as _),
+                ("value", Arc::new(Float64Array::from(value.to_vec())) as _),
+            ])
+        };
+        let first = rows(&[1, 1, 2], &["a", "b", "a"], &[1.0, 2.0, 3.0]);
+        let key = json!({"key": ["sensor", "minute"]});
+        let sink = db.sink(&first, OutputMode::Update, key.clone());
+        sink.write(&batch(0), stream_of(vec![first.clone()])).await.unwrap();
+        sink.write(&batch(1), stream_of(vec![rows(&[2, 3], &["a", "a"], &[30.0, 4.0])])).await.unwrap();
+        // The same key again in one batch, over several blocks of rows.
+        let again = vec![rows(&[3, 3], &["a", "a"], &[5.0, 6.0]), rows(&[1, 3], &["b", "a"], &[20.0, 7.0])];
+        sink.write(&batch(2), stream_of(again)).await.unwrap();
+        let all = "SELECT extract(microsecond FROM minute), sensor, value FROM readings ORDER BY 1, 2";
+        assert_eq!(db.ask(all).await, ["1|a|1", "1|b|20", "2|a|30", "3|a|7"]);
+
+        let null = rows_of([
+            ("minute", Arc::new(TimestampMicrosecondArray::from(vec![Some(7), None]).with_timezone("UTC")) as _),
+            ("sensor", Arc::new(StringArray::from(vec!["a", "a"])) as _),
+            ("value", Arc::new(Float64Array::from(vec![1.0, 1.0])) as _),
+        ]);
+        let error = sink.write(&batch(3), stream_of(vec![null])).await.unwrap_err();
+        assert_eq!(error.class(), class::CONSTRAINT_VIOLATION);
+        assert_eq!(db.ask(all).await.len(), 4);
+
+        db.run(
+            "DROP TABLE readings; CREATE TABLE readings (minute timestamptz UNIQUE, sensor text, value float8, \
+                UNIQUE (minute, sensor, value)); CREATE UNIQUE INDEX part ON readings (minute, sensor) WHERE value > 0",
+        )
+        .await;
+        let sink = db.sink(&first, OutputMode::Update, key);
+        for error in
+            [sink.check().await.unwrap_err(), sink.write(&batch(3), stream_of(vec![first.clone()])).await.unwrap_err()]
+        {
+            assert_eq!(error.class(), class::TARGET_SCHEMA);
+            assert!(error.to_string().contains("CREATE UNIQUE INDEX"), "{error}");
+        }
+        db.run("CREATE UNIQUE INDEX ON readings (minute, sensor) INCLUDE (value); ALTER TABLE readings DROP CONSTRAINT readings_minute_key").await;
+        sink.check().await.unwrap();
+        sink.write(&batch(3), stream_of(vec![first])).await.unwrap();
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn complete_replaces_and_failures_leave_nothing() {
+        let (db, rows) = (Fixture::new("complete").await, numbered(0, 3));
+        let sink = db.sink(&rows, OutputMode::Complete, json!({}));
+        sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+        let error = sink.write(&batch(1), failing_stream(vec![numbered(10, 100_000)])).await.unwrap_err();
+        assert!(error.to_string().contains("the source went away"), "{error}");
+        assert_eq!(db.ask("SELECT count(*) FROM readings").await, ["3"]);
+        // Given up in the middle.
+        let waiting = tokio::time::timeout(Duration::from_millis(50), async {
+            sink.write(&batch(1), hanging_stream(vec![numbered(10, 100_000)])).await
+        });
+        assert!(waiting.await.is_err());
+        assert_eq!(db.ask("SELECT count(*) FROM readings").await, ["3"]);
+        sink.write(&batch(1), stream_of(vec![numbered(10, 2)])).await.unwrap();
+        assert_eq!(db.ask("SELECT id FROM readings ORDER BY 1").await, ["10", "11"]);
+        // The server ends the connection: the next attempt has a new one.
+        db.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'perennial' AND query LIKE '%sink_complete%' \
+                AND pid <> pg_backend_pid(); DROP TABLE readings")
+            .await;
+        let _ = sink.write(&batch(2), stream_of(vec![rows.clone()])).await;
+        let written = sink.write(&batch(2), stream_of(vec![rows])).await.unwrap();
+        assert_eq!(written.rows, 3);
+        assert_eq!(db.ask("SELECT count(*) FROM readings").await, ["3"]);
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn targets_that_do_not_fit_are_named_column_by_column() {
+        let (db, rows) = (Fixture::new("fit").await, numbered(0, 1));
+        let sink = db.sink(&rows, OutputMode::Append, json!({"create_table": false}));
+        for error in
+            [sink.check().await.unwrap_err(), sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err()]
+        {
+            assert_eq!(error.class(), class::TARGET_MISSING);
+        }
+        let elsewhere = db.sink(&rows, OutputMode::Append, json!({"table": "no_such_schema.readings"}));
+        for error in [
+            elsewhere.check().await.unwrap_err(),
+            elsewhere.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err(),
+        ] {
+            assert_eq!(error.class(), class::TARGET_MISSING, "{error}");
+        }
+        db.run(
+            "CREATE TABLE readings (id date, \"Value\" float8, who text NOT NULL, n int NOT NULL DEFAULT 1, \
+                number int GENERATED ALWAYS AS IDENTITY)",
+        )
+        .await;
+        let sink = db.sink(&rows, OutputMode::Append, json!({}));
+        for error in
+            [sink.check().await.unwrap_err(), sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err()]
+        {
+            assert_eq!(error.class(), class::TARGET_SCHEMA);
+            let text = error.to_string();
+            for part in [
+                "its column `id` is date, the query gives BIGINT",
+                "it has no column `value` (DOUBLE)",
+                "its column `who` is NOT NULL and the query does not give it",
+            ] {
+                assert!(text.contains(part), "{text}");
+            }
+            assert!(!text.contains("`n`") && !text.contains("`number`"), "{text}");
+        }
+        // Other types that hold the values.
+        db.run(
+            "DROP TABLE readings; CREATE TYPE mood AS ENUM ('fine', 'bad'); \
+                CREATE TABLE readings (id numeric(10), a mood, b varchar(3), c uuid, d jsonb)",
+        )
+        .await;
+        let text = |values: [&str; 2]| Arc::new(StringArray::from(values.to_vec())) as arrow::array::ArrayRef;
+        let uuid = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
+        let of = |b: [&str; 2]| {
+            rows_of([
+                ("id", Arc::new(Int64Array::from(vec![1, 2])) as _),
+                ("a", text(["fine", "bad"])),
+                ("b", text(b)),
+                ("c", text([uuid, uuid])),
+                ("d", text(["1", "{}"])),
+            ])
+        };
+        let rows = of(["abc", "x"]);
+        let sink = db.sink(&rows, OutputMode::Append, json!({}));
+        sink.check().await.unwrap();
+        sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        assert_eq!(db.ask("SELECT a, b, d FROM readings ORDER BY id").await, ["fine|abc|1", "bad|x|{}"]);
+        let error = sink.write(&batch(1), stream_of(vec![of(["abcd", "x"])])).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Data, "too long is refused, not cut: {error}");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn failures_have_their_class_and_never_show_the_password() {
+        let (db, rows) = (Fixture::new("failures").await, numbered(0, 3));
+        db.run("CREATE TABLE readings (id bigint, value float8 CONSTRAINT low CHECK (value < 1))").await;
+        let sink = db.sink(&rows, OutputMode::Append, json!({}));
+        let error = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err();
+        assert_eq!(error.class(), class::CONSTRAINT_VIOLATION);
+        assert!(error.to_string().contains("low"), "{error}");
+
+        let zero = rows_of([("s", Arc::new(StringArray::from(vec!["fine", "a\0b"])) as _)]);
+        let sink = db.sink(&zero, OutputMode::Append, json!({"table": format!("{}.texts", db.schema)}));
+        let error = sink.write(&batch(0), stream_of(vec![zero])).await.unwrap_err();
+        assert_eq!(error.class(), class::SINK_REJECTED);
+        assert!(error.to_string().contains("row 1 of the batch: column `s` holds the character 0x00"), "{error}");
+
+        let far = rows_of([("t", Arc::new(TimestampMicrosecondArray::from(vec![i64::MAX / 2 * 2])) as _)]);
+        let sink = db.sink(&far, OutputMode::Append, json!({"table": format!("{}.times", db.schema)}));
+        assert_eq!(sink.write(&batch(0), stream_of(vec![far])).await.unwrap_err().kind(), ErrorKind::Data);
+
+        // A user of few rights, with a password that must not show.
+        db.run("DROP ROLE IF EXISTS sink_failures_reader; CREATE ROLE sink_failures_reader LOGIN PASSWORD 'hunter2'; \
+                GRANT USAGE ON SCHEMA sink_failures TO sink_failures_reader; GRANT SELECT ON readings TO sink_failures_reader")
+            .await;
+        let mut url = url::Url::parse(&db.url).unwrap();
+        let mut with = |user: &str, password: &str, port: Option<u16>, host: &str, database: &str| {
+            url.set_username(user).unwrap();
+            url.set_password(Some(password)).unwrap();
+            if let Some(port) = port {
+                url.set_port(Some(port)).unwrap();
+            }
+            url.set_host(Some(host)).unwrap();
+            url.set_path(database);
+            url.to_string()
+        };
+        let port = db.url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().ok();
+        // A port at which nothing listens any more.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let reader = "sink_failures_reader";
+        for (url, expected) in [
+            (with(reader, "hunter2", port, "127.0.0.1", "perennial"), class::AUTHORIZATION_FAILED),
+            (with(reader, "hunter2_wrong", port, "127.0.0.1", "perennial"), class::AUTHENTICATION_FAILED),
+            (with(reader, "hunter2", port, "127.0.0.1", "no_such_database"), class::TARGET_MISSING),
+            (with(reader, "hunter2", Some(closed), "127.0.0.1", "perennial"), class::CONNECTION_REFUSED),
+            (with(reader, "hunter2", port, "no-such-host.invalid", "perennial"), class::NAME_NOT_RESOLVED),
+        ] {
+            let settings = db.settings(json!({"url": url}));
+            assert!(!format!("{settings:?}").contains("hunter2"));
+            let sink = settings.open(context(rows.schema(), OutputMode::Append)).unwrap();
+            for error in [
+                sink.check().await.unwrap_err(),
+                sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err(),
+            ] {
+                assert_eq!(error.class(), expected, "{error:?}");
+                assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs PostgreSQL: run make test"]
+    async fn connections_are_encrypted_and_verified_as_asked() {
+        let (db, rows) = (Fixture::new("tls").await, numbered(0, 1));
+        let authority = server("PERENNIAL_TEST_CA");
+        let sink = |mode: &str, certificate: Option<&str>| {
+            let table = format!("{}.{}", db.schema, mode.replace('-', "_"));
+            let mut settings = json!({"sslmode": mode, "table": table});
+            settings["root_certificate"] = certificate.map_or(serde_json::Value::Null, |c| json!(c));
+            db.sink(&rows, OutputMode::Append, settings)
+        };
+        let encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                         WHERE application_name = 'perennial' AND query LIKE '%sink_tls%' AND ssl";
+        let _ = encrypted;
+        for (mode, certificate) in
+            [("disable", None), ("prefer", None), ("require", None), ("verify-full", Some(&*authority))]
+        {
+            sink(mode, certificate).write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+        }
+        let error = sink("verify-full", None).write(&batch(1), stream_of(vec![rows.clone()])).await.unwrap_err();
+        assert_eq!(error.class(), class::TLS_FAILED, "{error:?}");
+        // In the URL as well; and what the client library does not know.
+        let url = format!("{}?sslmode=verify-full&sslrootcert={authority}", db.url);
+        db.sink(&rows, OutputMode::Append, json!({"url": url})).check().await.unwrap();
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let rows = numbered(0, 1);
+        for (settings, part) in [
+            (json!({"url": "mysql://x:hunter2@h/d"}), "not of the form"),
+            (json!({"url": "postgres://x:hunter2@h/d?sslmode=maybe"}), "none of disable"),
+            (json!({"url": "postgres://x:hunter2@h/d?colour=red"}), "not understood"),
+            (json!({"url": "postgres://x:hunter2@h/d", "host": "h"}), "leave out `host`"),
+            (json!({"root_certificate": "ca.pem"}), "verify-full"),
+            (json!({"table": "a.b.c"}), "not the name of a table"),
+            (json!({"table": "_perennial_batches"}), "two tables"),
+        ] {
+            let mut all = json!({"table": "readings"});
+            all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+            let settings: PostgresSink = serde_json::from_value(all).unwrap();
+            let Err(error) = settings.open(context(rows.schema(), OutputMode::Append)) else { panic!("{part}") };
+            assert_eq!(error.class(), class::CONFIG_INVALID);
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(!format!("{error:?} {settings:?}").contains("hunter2"), "{error}");
+        }
+        assert!(serde_json::from_str::<PostgresSink>(r#"{"table": "y", "tabel": "z"}"#).is_err());
+    }
+}

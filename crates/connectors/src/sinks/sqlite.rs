@@ -626,3 +626,315 @@ fn bind(
     }
     statement.raw_bind_parameter(index, ToSqlOutput::Borrowed(ValueRef::Text(text)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        all_kinds, batch, context, failing_stream, hanging_stream, numbered, rows_of, stream_of,
+    };
+    use super::*;
+    use arrow::array::{Float64Array, Int64Array, StringArray};
+    use perennial_core::ErrorKind;
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap() }
+        }
+
+        fn path(&self) -> String {
+            self.dir.path().join("sub/data.db").to_str().unwrap().to_owned()
+        }
+
+        fn settings(&self, more: serde_json::Value) -> SqliteSink {
+            let mut settings = serde_json::json!({"path": self.path(), "table": "readings", "busy_timeout": "10 ms"});
+            settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(settings).unwrap()
+        }
+
+        fn sink(&self, rows: &RecordBatch, mode: OutputMode, more: serde_json::Value) -> Result<Box<dyn Sink>> {
+            self.settings(more).open(context(rows.schema(), mode))
+        }
+
+        /// Runs a statement of a test, creating the file.
+        fn run(&self, sql: &str) {
+            std::fs::create_dir_all(self.dir.path().join("sub")).unwrap();
+            Connection::open(self.path()).unwrap().execute_batch(sql).unwrap();
+        }
+
+        /// The result of a query, one line per row.
+        fn ask(&self, sql: &str) -> Vec<String> {
+            let connection = Connection::open(self.path()).unwrap();
+            let mut statement = connection.prepare(sql).unwrap();
+            let columns = statement.column_count();
+            let rows = statement.query_map([], |row| {
+                let cells = (0..columns).map(|i| {
+                    Ok(match row.get_ref(i)? {
+                        ValueRef::Null => "NULL".to_owned(),
+                        ValueRef::Integer(i) => i.to_string(),
+                        ValueRef::Real(r) => format!("{r:?}"),
+                        ValueRef::Text(t) => format!("'{}'", std::str::from_utf8(t).unwrap()),
+                        ValueRef::Blob(b) => format!("{b:?}"),
+                    })
+                });
+                Ok(cells.collect::<rusqlite::Result<Vec<_>>>()?.join("|"))
+            });
+            rows.unwrap().map(Result::unwrap).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_value_arrives() {
+        let (db, rows) = (Fixture::new(), all_kinds());
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        sink.check().await.unwrap();
+        assert!(!Path::new(&db.path()).exists(), "the check leaves nothing behind");
+        let written = sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        assert_eq!((written.rows, written.duplicate), (3, false));
+        sink.check().await.unwrap();
+        let nulls = "NULL|".repeat(15);
+        assert_eq!(
+            db.ask("SELECT * FROM readings ORDER BY id"),
+            [
+                "1|1|-128|-32768|2147483647|-9223372036854775808|1.5|1e300|'-123456789012345678.901234'|12.3|\
+                 'it's \"ünï\" \\ , = text'|[0, 255]|'2026-11-21'|'2026-11-21T09:44:23.120001Z'|'2026-11-21T09:44:23.120001'|\
+                 '09:44:23.000001'|'{\"n\":1,\"s\":\"a \\\"quoted\\\" text\"}'|'[1,null]'",
+                "2|0|127|7|-7|0|-0.25|0.1|'0.000005'|-0.05|''|[]|'1969-12-31'|'1969-12-31T23:59:59.999999Z'|\
+                 '1970-01-01T00:00:00.000000'|'00:00:00.000000'|'{\"s\":\"x\"}'|'[]'",
+                &format!("3|{nulls}'{{\"s\":\"y\"}}'|NULL"),
+            ]
+        );
+        assert_eq!(db.ask("SELECT datetime(at) FROM readings WHERE id = 1"), ["'2026-11-21 09:44:23'"]);
+        assert_eq!(
+            db.ask(
+                "SELECT job, query, query_id, batch, rows, length(digest), epoch, committed_at FROM _perennial_batches"
+            ),
+            ["'greenhouse'|'per_minute'|'0123456789abcdef'|0|3|16|1|'2026-11-21T09:44:23.000000Z'"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_repeated_batch_has_no_effect_and_is_drained() {
+        let (db, rows) = (Fixture::new(), numbered(0, 3));
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        for repeated in [false, true] {
+            let written = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+            assert_eq!(written, Written { rows: 3, bytes: 0, duplicate: repeated });
+        }
+        // Nor after a restart, nor with other rows.
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let drained = stream_of(vec![numbered(5, 4)])
+            .chain(futures::stream::once(async move {
+                sender.send(()).unwrap();
+                Ok(numbered(9, 1))
+            }))
+            .boxed();
+        let written = sink.write(&batch(0), drained).await.unwrap();
+        assert_eq!(written, Written { rows: 5, bytes: 0, duplicate: true });
+        receiver.await.unwrap();
+        assert_eq!(db.ask("SELECT count(*), sum(id) FROM readings"), ["3|3"]);
+        assert_eq!(db.ask("SELECT batch, rows FROM _perennial_batches"), ["0|3"]);
+        // A query of the same name with another checkpoint is another query.
+        let mut other = context(rows.schema(), OutputMode::Append);
+        other.query_id = "another".to_owned();
+        let sink = db.settings(serde_json::json!({})).open(other).unwrap();
+        assert!(!sink.write(&batch(0), stream_of(vec![rows])).await.unwrap().duplicate);
+        assert_eq!(db.ask("SELECT count(*) FROM readings"), ["6"]);
+    }
+
+    #[tokio::test]
+    async fn update_changes_rows_by_key_and_the_later_row_wins() {
+        let db = Fixture::new();
+        let rows = |minute: &[i64], sensor: &[&str], value: &[f64]| {
+            rows_of([
+                ("minute", Arc::new(Int64Array::from(minute.to_vec())) as _),
+                ("sensor", Arc::new(StringArray::from(sensor.to_vec())) as _),
+                ("value", Arc::new(Float64Array::from(value.to_vec())) as _),
+            ])
+        };
+        let first = rows(&[1, 1, 2], &["a", "b", "a"], &[1.0, 2.0, 3.0]);
+        let key = serde_json::json!({"key": ["minute", "sensor"]});
+        let sink = db.sink(&first, OutputMode::Update, key.clone()).unwrap();
+        sink.write(&batch(0), stream_of(vec![first.clone()])).await.unwrap();
+        let second = rows(&[2, 3, 3], &["a", "a", "a"], &[30.0, 4.0, 5.0]);
+        sink.write(&batch(1), stream_of(vec![second])).await.unwrap();
+        let all = "SELECT * FROM readings ORDER BY 1, 2";
+        assert_eq!(db.ask(all), ["1|'a'|1.0", "1|'b'|2.0", "2|'a'|30.0", "3|'a'|5.0"]);
+
+        let null = rows_of([
+            ("minute", Arc::new(Int64Array::from(vec![Some(7), None])) as _),
+            ("sensor", Arc::new(StringArray::from(vec!["a", "a"])) as _),
+            ("value", Arc::new(Float64Array::from(vec![1.0, 1.0])) as _),
+        ]);
+        let error = sink.write(&batch(2), stream_of(vec![null])).await.unwrap_err();
+        assert_eq!(error.class(), class::CONSTRAINT_VIOLATION);
+        assert!(error.to_string().contains("row 1 of the batch has NULL in `minute`"), "{error}");
+        assert_eq!(db.ask(all).len(), 4);
+
+        // A table that is there already needs a unique index on the key.
+        let db = Fixture::new();
+        db.run("CREATE TABLE readings (minute INTEGER, sensor TEXT, value REAL, UNIQUE (minute))");
+        let sink = db.sink(&first, OutputMode::Update, key).unwrap();
+        for error in
+            [sink.check().await.unwrap_err(), sink.write(&batch(0), stream_of(vec![first.clone()])).await.unwrap_err()]
+        {
+            assert_eq!(error.class(), class::TARGET_SCHEMA);
+            assert!(error.to_string().contains("CREATE UNIQUE INDEX"), "{error}");
+        }
+        db.run(
+            "CREATE UNIQUE INDEX readings_key ON readings (sensor, minute); DROP TABLE readings; \
+                CREATE TABLE readings (minute INTEGER, sensor TEXT, value REAL); \
+                CREATE UNIQUE INDEX readings_key ON readings (sensor, minute)",
+        );
+        sink.check().await.unwrap();
+        sink.write(&batch(0), stream_of(vec![first])).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn complete_replaces_the_table() {
+        let (db, rows) = (Fixture::new(), numbered(0, 3));
+        let sink = db.sink(&rows, OutputMode::Complete, serde_json::json!({})).unwrap();
+        sink.write(&batch(0), stream_of(vec![rows])).await.unwrap();
+        sink.write(&batch(1), failing_stream(vec![numbered(10, 2)])).await.unwrap_err();
+        assert_eq!(db.ask("SELECT id FROM readings ORDER BY id"), ["0", "1", "2"]);
+        sink.write(&batch(1), stream_of(vec![numbered(10, 2)])).await.unwrap();
+        assert_eq!(db.ask("SELECT id FROM readings ORDER BY id"), ["10", "11"]);
+        sink.write(&batch(2), stream_of(vec![])).await.unwrap();
+        assert!(db.ask("SELECT id FROM readings").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_fails_or_is_given_up_leaves_nothing() {
+        let (db, rows) = (Fixture::new(), numbered(0, 3));
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
+        let error = sink.write(&batch(1), failing_stream(vec![numbered(3, 3)])).await.unwrap_err();
+        assert!(error.to_string().contains("the source went away"), "{error}");
+        // More than is gathered before the transaction begins.
+        let big: Vec<_> = (0..3).map(|i| numbered(10 + i * 500_000, 500_000)).collect();
+        sink.write(&batch(1), failing_stream(big.clone())).await.unwrap_err();
+        let mut waiting = tokio::spawn(async move {
+            let outcome = sink.write(&batch(1), hanging_stream(big)).await;
+            outcome.map(drop)
+        });
+        tokio::select! {
+            _ = &mut waiting => panic!("the stream has no end"),
+            () = tokio::task::yield_now() => waiting.abort(),
+        }
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        assert_eq!(db.ask("SELECT count(*) FROM readings"), ["3"]);
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({"busy_timeout": "1 minute"})).unwrap();
+        sink.write(&batch(1), stream_of(vec![numbered(3, 3)])).await.unwrap();
+        assert_eq!(db.ask("SELECT count(*) FROM readings"), ["6"]);
+        assert_eq!(db.ask("SELECT batch FROM _perennial_batches ORDER BY 1"), ["0", "1"]);
+    }
+
+    #[tokio::test]
+    async fn targets_that_do_not_fit_are_named_column_by_column() {
+        let (db, rows) = (Fixture::new(), numbered(0, 1));
+        let error = db
+            .sink(&rows, OutputMode::Append, serde_json::json!({"create_table": false}))
+            .unwrap()
+            .check()
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), class::TARGET_MISSING);
+        db.run(
+            "CREATE TABLE readings (ID TEXT, who TEXT NOT NULL, n INTEGER NOT NULL DEFAULT 0, \
+                twice REAL AS (value * 2), value REAL)",
+        );
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        for error in
+            [sink.check().await.unwrap_err(), sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err()]
+        {
+            assert_eq!(error.class(), class::TARGET_SCHEMA);
+            let text = error.to_string();
+            assert!(text.contains("its column `ID` is TEXT, the query gives BIGINT"), "{text}");
+            assert!(text.contains("its column `who` is NOT NULL and the query does not give it"), "{text}");
+            assert!(!text.contains("`n`") && !text.contains("`value`"), "{text}");
+        }
+        // Columns that nobody gives are filled by the table; timestamps go to integers as microseconds.
+        db.run("DROP TABLE readings; CREATE TABLE readings (number INTEGER PRIMARY KEY, at INTEGER, note TEXT DEFAULT 'x')");
+        let times = all_kinds().project(&[13]).unwrap();
+        let sink = db.sink(&times, OutputMode::Append, serde_json::json!({})).unwrap();
+        sink.check().await.unwrap();
+        sink.write(&batch(0), stream_of(vec![times])).await.unwrap();
+        assert_eq!(db.ask("SELECT * FROM readings"), ["1|1795254263120001|'x'", "2|-1|'x'", "3|NULL|'x'"]);
+    }
+
+    #[tokio::test]
+    async fn failures_have_their_class() {
+        let (db, rows) = (Fixture::new(), numbered(0, 3));
+        db.run("CREATE TABLE readings (id INTEGER, value REAL CHECK (value < 1))");
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        let error = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err();
+        assert_eq!(error.class(), class::CONSTRAINT_VIOLATION);
+        assert!(error.to_string().contains("row 2 of the batch"), "{error}");
+        assert!(db.ask("SELECT * FROM readings").is_empty());
+
+        // Another writer has the file.
+        let other = Connection::open(db.path()).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let error = sink.write(&batch(0), stream_of(vec![numbered(0, 1)])).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Transient, "{error:?}");
+        assert!(error.to_string().contains("busy_timeout"), "{error}");
+        other.execute_batch("ROLLBACK").unwrap();
+        sink.write(&batch(0), stream_of(vec![numbered(0, 1)])).await.unwrap();
+
+        // The table goes away while the connection is open.
+        db.run("DROP TABLE readings");
+        let error = sink.write(&batch(1), stream_of(vec![numbered(0, 1)])).await.unwrap_err();
+        assert_eq!(error.class(), class::TARGET_MISSING, "{error:?}");
+        // And the next attempt makes it again.
+        sink.write(&batch(1), stream_of(vec![numbered(0, 1)])).await.unwrap();
+
+        std::fs::write(db.dir.path().join("text"), "this is no database, but it is long enough to be looked at")
+            .unwrap();
+        let mut settings = db.settings(serde_json::json!({}));
+        settings.path = db.dir.path().join("text").to_str().unwrap().to_owned();
+        let sink = settings.open(context(rows.schema(), OutputMode::Append)).unwrap();
+        assert_eq!(sink.check().await.unwrap_err().class(), class::CONFIG_INVALID);
+        settings.path = db.dir.path().join("text/x.db").to_str().unwrap().to_owned();
+        let sink = settings.open(context(rows.schema(), OutputMode::Append)).unwrap();
+        assert_eq!(sink.check().await.unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(sink.write(&batch(0), stream_of(vec![rows])).await.unwrap_err().kind(), ErrorKind::Config);
+    }
+
+    #[tokio::test]
+    async fn a_later_epoch_and_a_checkpoint_set_back_are_noticed() {
+        let (db, rows) = (Fixture::new(), numbered(0, 1));
+        let sink = db.sink(&rows, OutputMode::Append, serde_json::json!({})).unwrap();
+        sink.write(&SinkBatch { epoch: 3, ..batch(20_000) }, stream_of(vec![rows.clone()])).await.unwrap();
+        let error =
+            sink.write(&SinkBatch { epoch: 2, ..batch(20_001) }, stream_of(vec![rows.clone()])).await.unwrap_err();
+        assert_eq!(error.class(), class::FENCED);
+        sink.write(&SinkBatch { epoch: 4, ..batch(30_000) }, stream_of(vec![rows.clone()])).await.unwrap();
+        assert_eq!(db.ask("SELECT batch FROM _perennial_batches"), ["30000"], "old batches are forgotten");
+        let error = sink.write(&SinkBatch { epoch: 4, ..batch(20_000) }, stream_of(vec![rows])).await.unwrap_err();
+        assert_eq!(error.class(), class::CHECKPOINT_MISMATCH);
+        assert_eq!(db.ask("SELECT count(*) FROM readings"), ["2"]);
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let (db, rows) = (Fixture::new(), numbered(0, 1));
+        let twice = rows_of([("a", rows.column(0).clone()), ("A", rows.column(0).clone())]);
+        for (rows, mode, settings, part) in [
+            (&rows, OutputMode::Update, serde_json::json!({}), "needs `key`"),
+            (&rows, OutputMode::Append, serde_json::json!({"key": ["nothing"]}), "it gives id, value"),
+            (&rows, OutputMode::Append, serde_json::json!({"key": ["id", "id"]}), "twice"),
+            (&rows, OutputMode::Append, serde_json::json!({"path": ":memory:"}), "must be a file"),
+            (&rows, OutputMode::Append, serde_json::json!({"ledger_table": "Readings"}), "two tables"),
+            (&twice, OutputMode::Append, serde_json::json!({}), "two columns `A`"),
+        ] {
+            let Err(error) = db.sink(rows, mode, settings) else { panic!("{part}") };
+            assert_eq!(error.class(), class::CONFIG_INVALID);
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert!(serde_json::from_str::<SqliteSink>(r#"{"path": "x", "table": "y", "tabel": "z"}"#).is_err());
+    }
+}

@@ -18,7 +18,9 @@ pub fn parse(text: &str) -> Result<Schema> {
             "BIGINT" => DataType::Int64,
             "DOUBLE" => DataType::Float64,
             "TIMESTAMP" => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-            other => return Err(Error::new(class::CONFIG_INVALID, format!("column `{name}`: there is no type `{other}`"))),
+            other => {
+                return Err(Error::new(class::CONFIG_INVALID, format!("column `{name}`: there is no type `{other}`")));
+            }
         };
         fields.push(Field::new(*name, kind, rest.is_empty()));
     }

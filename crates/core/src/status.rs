@@ -307,7 +307,8 @@ impl Status {
         let errors = self.errors_in_window();
         if errors >= UNHEALTHY_ERRORS || (failed > 0 && failed == self.queries.len()) {
             Health::Unhealthy
-        } else if self.queries.is_empty() || self.queries.values().any(|q| !q.started && q.state != QueryState::Failed) {
+        } else if self.queries.is_empty() || self.queries.values().any(|q| !q.started && q.state != QueryState::Failed)
+        {
             Health::Initializing
         } else if errors > 0 || failed > 0 {
             Health::Degraded
@@ -527,7 +528,11 @@ mod tests {
             bytes_read: 100,
             warned: 0,
             dead_letters: vec![("MalformedRecord", counts.dead_lettered)],
-            phases: Phases { execute: Duration::from_millis(20), commit: Duration::from_millis(480), ..Default::default() },
+            phases: Phases {
+                execute: Duration::from_millis(20),
+                commit: Duration::from_millis(480),
+                ..Default::default()
+            },
             watermark_ms: None,
             next_watermark_ms: Some(7),
             operators: vec![],
@@ -637,10 +642,7 @@ mod tests {
         assert!(!world.at(10_300).snapshot().is_stale(), "a batch that began after a long wait is not overdue at once");
         let status = world.at(10_301).snapshot();
         assert!(status.is_stale());
-        assert_eq!(
-            status.recommendations(),
-            ["Job appears stale (>5 min since last batch) - Check batch processing"]
-        );
+        assert_eq!(status.recommendations(), ["Job appears stale (>5 min since last batch) - Check batch processing"]);
     }
 
     #[test]

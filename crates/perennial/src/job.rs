@@ -17,8 +17,8 @@ use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
 
 use crate::job_file::{
-    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile, Lookup, Origin,
-    Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
+    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile,
+    Lookup, Origin, Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -216,7 +216,8 @@ impl Job {
         }
         for (name, query) in &self.queries {
             found.check(file_name(name), &format!("queries.{name}"), || {
-                let help = "letters, digits, `_`, `-` and `.` make a name: it is the name of the checkpoint's directory";
+                let help =
+                    "letters, digits, `_`, `-` and `.` make a name: it is the name of the checkpoint's directory";
                 (format!("`{name}` is not a name for a query"), help)
             });
             found.check(!query.sql.trim().is_empty(), &format!("queries.{name}.sql"), || {
@@ -242,7 +243,10 @@ impl Job {
             (format!("{} is not a share", retry.jitter), "from 0 to 1")
         });
         found.check(retry.max >= retry.initial, "retry.max", || {
-            (format!("{} is less than `initial` ({})", retry.max, retry.initial), "the longest wait is at least the first one")
+            (
+                format!("{} is less than `initial` ({})", retry.max, retry.initial),
+                "the longest wait is at least the first one",
+            )
         });
         found.check(breaker.failures > 0, "circuit_breaker.failures", || {
             ("a breaker that opens after 0 failures is never closed".into(), "1 or more")
@@ -279,7 +283,10 @@ impl JobSource {
                 }),
                 Err(_) => {
                     let help = match nearest(&watermark.column, columns()) {
-                        Some(near) => format!("did you mean `{near}`? the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
+                        Some(near) => format!(
+                            "did you mean `{near}`? the schema has: {}",
+                            columns().collect::<Vec<_>>().join(", ")
+                        ),
                         None => format!("the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
                     };
                     let message = format!("the schema has no column `{}`", watermark.column);
@@ -458,7 +465,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             name,
             JobSource {
                 connector: source.connector.name().into(),
-                factory: source.connector.factory(),
+                factory: source.connector.factory(&records.format),
                 format: records.format.clone(),
                 schema: records.schema.columns.clone(),
                 watermark: records.watermark.clone(),
@@ -481,7 +488,16 @@ fn builder_of(file: &JobFile) -> JobBuilder {
 }
 
 fn problems_of_file(file: &JobFile) -> Vec<Problem> {
-    builder_of(file).job.problems()
+    let mut problems = builder_of(file).job.problems();
+    for (name, source) in file.sources.iter().filter(|(_, source)| !source.connector.reads(&source.records.format)) {
+        problems.push(Problem {
+            at: None,
+            path: format!("sources.{name}.format"),
+            message: format!("a `{}` source has no Parquet records", source.connector.name()),
+            help: Some("Parquet is a format of `files`".into()),
+        });
+    }
+    problems
 }
 
 fn from_loaded(loaded: LoadedJobFile) -> Job {

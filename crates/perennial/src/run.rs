@@ -151,7 +151,11 @@ impl Job {
         let _ = options;
         let mut report = CheckReport::default();
         for (name, source) in &self.sources {
-            report.sections.push(format!("source {name}: {}, {} columns", source.connector, source.schema.fields().len()));
+            report.sections.push(format!(
+                "source {name}: {}, {} columns",
+                source.connector,
+                source.schema.fields().len()
+            ));
         }
         for (name, query) in &self.queries {
             report.sections.push(format!("query {name}: to {}", query.sink_name));

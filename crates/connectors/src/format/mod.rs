@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Format {
     /// JSON.
     Json(JsonOptions),
+    /// Parquet.
+    Parquet,
 }
 
 impl Default for Format {

@@ -127,7 +127,9 @@ impl Generator {
         }
         let max_delay_ms = u64::try_from(recipe.max_delay.as_millis()).unwrap_or(u64::MAX);
         if max_delay_ms == 0 && recipe.out_of_order + recipe.late > 0.0 {
-            return wrong("max_delay is 0, but there are shares of out_of_order or late records: give a longer one".into());
+            return wrong(
+                "max_delay is 0, but there are shares of out_of_order or late records: give a longer one".into(),
+            );
         }
         Ok(Self {
             max_delay_ms: max_delay_ms.min(i64::MAX as u64 / 8),
@@ -300,7 +302,15 @@ mod tests {
     use super::*;
 
     fn recipe(profile: Profile) -> Recipe {
-        Recipe { profile, seed: 7, malformed: 0.05, duplicates: 0.04, out_of_order: 0.03, late: 0.02, ..Recipe::default() }
+        Recipe {
+            profile,
+            seed: 7,
+            malformed: 0.05,
+            duplicates: 0.04,
+            out_of_order: 0.03,
+            late: 0.02,
+            ..Recipe::default()
+        }
     }
 
     fn record(generator: &Generator, number: u64) -> (Vec<u8>, Generated) {
@@ -330,9 +340,9 @@ mod tests {
             let generator = Generator::new(recipe(profile)).unwrap();
             let mut bytes = Vec::new();
             (0..10_000).for_each(|number| _ = generator.generate(number, &mut bytes));
-            let hash = bytes.iter().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3)
-            });
+            let hash = bytes
+                .iter()
+                .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3));
             assert_eq!(hash, all, "{profile:?}");
         }
     }
@@ -440,7 +450,11 @@ mod tests {
                 generator.generate(number, &mut buffer);
             }
             let seconds = start.elapsed().as_secs_f64();
-            println!("{profile:?}: {:.2} million records/s, {:.0} MB/s", count as f64 / seconds / 1e6, bytes as f64 / seconds / 1e6);
+            println!(
+                "{profile:?}: {:.2} million records/s, {:.0} MB/s",
+                count as f64 / seconds / 1e6,
+                bytes as f64 / seconds / 1e6
+            );
         }
     }
 }

@@ -74,7 +74,11 @@ impl Profile {
             Self::Transactions => {
                 // A fixed number of digits, as account numbers have.
                 out.extend_from_slice(b"DE");
-                return padded(1_000_000_000 + mix(u64::from(key)) % 1_000 * 1_000_000 + u64::from(key) % 1_000_000, 10, out);
+                return padded(
+                    1_000_000_000 + mix(u64::from(key)) % 1_000 * 1_000_000 + u64::from(key) % 1_000_000,
+                    10,
+                    out,
+                );
             }
         }
         integer(key, out);

@@ -100,7 +100,10 @@ impl Kafka {
 
 fn parse_log(content: &Bytes) -> Result<Offsets> {
     let json = content.strip_prefix(LOG_HEAD).and_then(|json| std::str::from_utf8(json).ok()).ok_or_else(|| {
-        Error::new(class::CHECKPOINT_MISMATCH, "it is not of a kafka source: it does not begin with a zero byte and `v1`")
+        Error::new(
+            class::CHECKPOINT_MISMATCH,
+            "it is not of a kafka source: it does not begin with a zero byte and `v1`",
+        )
     })?;
     Offset::from_json(json.trim_end()).decode()
 }
@@ -194,7 +197,8 @@ impl Source for Kafka {
 
     async fn lag(&self, end: Option<&Offset>) -> Result<Option<Lag>> {
         let end = self.start(end).await?;
-        let bounds = self.blocking(|link| link.with_client(|client| client.bounds(&client.topics(&link.topics)?))).await?;
+        let bounds =
+            self.blocking(|link| link.with_client(|client| client.bounds(&client.topics(&link.topics)?))).await?;
         let partitions: Vec<_> = bounds
             .iter()
             .map(|((topic, partition), Bounds { low, high })| {
@@ -379,7 +383,10 @@ impl Link {
         if self.settings.fail_on_data_loss {
             return Err(Error::new(
                 class::DATA_LOSS,
-                format!("{what} (brokers {}); set fail_on_data_loss: false to go on with what is left", self.settings.brokers),
+                format!(
+                    "{what} (brokers {}); set fail_on_data_loss: false to go on with what is left",
+                    self.settings.brokers
+                ),
             ));
         }
         tracing::warn!(brokers = self.settings.brokers, "records are lost: {what}; going on with what is left");

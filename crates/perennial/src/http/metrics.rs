@@ -57,7 +57,9 @@ impl Exposition {
     /// All lines of one histogram of the metric begun last.
     fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
         let mut below = 0;
-        for (count, bound) in histogram.counts.iter().zip(Histogram::BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()])) {
+        for (count, bound) in
+            histogram.counts.iter().zip(Histogram::BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()]))
+        {
             below += count;
             let mut labels = labels.to_vec();
             labels.push(("le", &bound));
@@ -87,7 +89,12 @@ fn spark(out: &mut Exposition, status: &Status) {
     let last = status.last_batch().map_or(0.0, |batch| batch.duration.as_secs_f64());
     out.single("spark_batch_processing_time_sec", "gauge", "Time of the last batch in seconds.", last);
     let rate = status.records_per_second();
-    out.single("spark_records_per_second", "gauge", "Records per second of the last batch of each query, summed.", rate);
+    out.single(
+        "spark_records_per_second",
+        "gauge",
+        "Records per second of the last batch of each query, summed.",
+        rate,
+    );
     let errors: u64 = status.errors_by_type().values().sum();
     out.single("spark_errors_total", "counter", "Errors since the start.", errors);
     out.single("spark_batches_processed_total", "counter", "Batches committed since the start.", status.batches());
@@ -131,7 +138,9 @@ fn queries(out: &mut Exposition, status: &Status) {
             out.sample(name, &[("query", query), ("state", state)], u8::from(state_name(&entry.state) == state));
         }
     }
-    each(out, status, ("perennial_batches_total", "counter", "Batches committed since the start."), |q| Some(q.batches));
+    each(out, status, ("perennial_batches_total", "counter", "Batches committed since the start."), |q| {
+        Some(q.batches)
+    });
     each(out, status, ("perennial_last_batch_id", "gauge", "Number of the last committed batch."), |q| {
         q.last_batch.as_ref().map(|batch| batch.id)
     });
@@ -209,7 +218,9 @@ fn queries(out: &mut Exposition, status: &Status) {
         q.watermark_ms.map(|ms| status.now_micros as f64 / 1e6 - ms as f64 / 1e3)
     });
     let help = "Rows in state.";
-    each(out, status, ("perennial_state_rows", "gauge", help), |q| Some(q.operators.iter().map(|o| o.rows_total).sum::<u64>()));
+    each(out, status, ("perennial_state_rows", "gauge", help), |q| {
+        Some(q.operators.iter().map(|o| o.rows_total).sum::<u64>())
+    });
     let help = "Memory of the state in bytes.";
     each(out, status, ("perennial_state_bytes", "gauge", help), |q| {
         Some(q.operators.iter().map(|o| o.memory_bytes).sum::<u64>())

@@ -120,7 +120,8 @@ fn resolve(reference: &str, lookup: &dyn Lookup) -> Result<String, (String, Opti
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !is_name {
-        let help = "write `${NAME}`, `${NAME:-default}` or `${file:/path}`, and `$${` for the characters `${` themselves";
+        let help =
+            "write `${NAME}`, `${NAME:-default}` or `${file:/path}`, and `$${` for the characters `${` themselves";
         return Err((format!("`${{{reference}}}` is not a reference to a variable"), Some(help.into())));
     }
     match (lookup.variable(name), default) {

@@ -34,7 +34,8 @@ pub fn example() -> String {
         }
         text.push('\n');
         push_comment(&mut text, 0, value["description"].as_str().unwrap_or_default());
-        let default = value.get("default").filter(|d| !d.is_null()).map_or_else(String::new, |d| format!(" {}", flow(d)));
+        let default =
+            value.get("default").filter(|d| !d.is_null()).map_or_else(String::new, |d| format!(" {}", flow(d)));
         let _ = writeln!(text, "# {key}:{default}");
     }
     text

@@ -8,6 +8,8 @@ mod init;
 mod problem;
 mod read;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -259,7 +261,8 @@ impl Serialize for Ddl {
 impl<'de> Deserialize<'de> for Ddl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|error: perennial_core::Error| de::Error::custom(format!("this schema is not Spark DDL: {error}")))
+        text.parse()
+            .map_err(|error: perennial_core::Error| de::Error::custom(format!("this schema is not Spark DDL: {error}")))
     }
 }
 
@@ -441,7 +444,12 @@ impl Origin {
     pub fn error(&self, problems: Vec<Problem>) -> JobFileError {
         let located = problems.into_iter().map(|problem| {
             let steps: Vec<&str> = problem.path.split('.').filter(|step| !step.is_empty()).collect();
-            Problem { at: problem.at.or_else(|| Some(self.tree.locate(&steps))), ..problem }
+            // What was found out later quotes values as they are; the file says what may be shown.
+            let message = match self.tree.find(&steps).and_then(yaml::Node::scalar) {
+                Some(scalar) => scalar.hide(&problem.message),
+                None => problem.message,
+            };
+            Problem { at: problem.at.or_else(|| Some(self.tree.locate(&steps))), message, ..problem }
         });
         JobFileError::new(Some(self.file.clone()), self.text.clone(), located.collect())
     }

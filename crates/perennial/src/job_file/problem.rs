@@ -151,7 +151,8 @@ fn mask(line: &str) -> String {
         }
         // scheme://user:password@host
         if original[i..].starts_with(&[':', '/', '/']) {
-            let end = find(i + 3, &|c| c.is_whitespace() || matches!(c, '"' | '\'' | '/' | ',')).unwrap_or(original.len());
+            let end =
+                find(i + 3, &|c| c.is_whitespace() || matches!(c, '"' | '\'' | '/' | ',')).unwrap_or(original.len());
             if let Some(at) = (i + 3..end).rev().find(|j| original[*j] == '@')
                 && let Some(colon) = (i + 3..at).find(|j| original[*j] == ':')
             {

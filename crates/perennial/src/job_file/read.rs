@@ -10,8 +10,8 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, Unexpected, VariantAccess,
-    Visitor,
+    self, DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
+    VariantAccess, Visitor,
 };
 
 use super::problem::{Location, Problem, is_secret, nearest};
@@ -125,7 +125,7 @@ impl Error {
     /// Gives an error its place where it has none, and takes expanded values out of its message: it may quote them.
     fn at(mut self: Box<Self>, node: &Node, key: Option<Location>, path: &Path<'_>) -> Box<Self> {
         if let (Cause::Wrong(message), Some(scalar)) = (&mut self.cause, node.scalar()) {
-            *message = hide(message, scalar);
+            *message = scalar.hide(message);
         }
         if self.place.is_none() {
             let at = if node.scalar().is_some() { node.at } else { key.unwrap_or(node.at) };
@@ -138,22 +138,6 @@ impl Error {
         self.found_in.get_or_insert((parent.id, child.id));
         self
     }
-}
-
-/// The message with what the file says in place of what it expanded to.
-fn hide(message: &str, scalar: &Scalar) -> String {
-    if scalar.expansions.is_empty() {
-        return message.to_owned();
-    }
-    let mut message = message.to_owned();
-    if !scalar.text.is_empty() {
-        message = message.replace(&scalar.text, &scalar.raw);
-    }
-    // A message may quote only a part. Very short values are no secrets, and would garble the message.
-    for (reference, value) in scalar.expansions.iter().filter(|(_, value)| value.len() > 2) {
-        message = message.replace(value, reference);
-    }
-    message
 }
 
 impl fmt::Display for Error {
@@ -231,7 +215,9 @@ fn core_value(text: &str) -> Core {
         _ => {}
     }
     let radix = |digits: &str, radix| u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+'));
-    if let Some(value) = text.strip_prefix("0x").and_then(|d| radix(d, 16)).or(text.strip_prefix("0o").and_then(|d| radix(d, 8))) {
+    if let Some(value) =
+        text.strip_prefix("0x").and_then(|d| radix(d, 16)).or(text.strip_prefix("0o").and_then(|d| radix(d, 8)))
+    {
         return Core::Unsigned(value);
     }
     if let Ok(value) = text.parse() {
@@ -252,7 +238,9 @@ impl<'r, 'n> Reader<'r, 'n> {
         // The value of a password is not quoted, whatever it is.
         let secret = matches!(self.path, Path::Step(_, key) if is_secret(key));
         match (&self.node.value, secret) {
-            (Value::Scalar(_), true) if !self.node.is_null() => Error::wrong(format!("expected {what}, found another text")),
+            (Value::Scalar(_), true) if !self.node.is_null() => {
+                Error::wrong(format!("expected {what}, found another text"))
+            }
             _ => Error::wrong(format!("expected {what}, found {}", self.node)),
         }
     }
@@ -306,7 +294,10 @@ impl<'r, 'n> Reader<'r, 'n> {
     /// Gives what comes out of reading this node its place, and tells a missing key that follows from a reported problem.
     fn place<T>(&self, result: Result<T, Box<Error>>) -> Result<T, Box<Error>> {
         result.map_err(|mut error| {
-            if error.place.is_none() && matches!(error.cause, Cause::Missing(_)) && self.reading.is_incomplete(self.node) {
+            if error.place.is_none()
+                && matches!(error.cause, Cause::Missing(_))
+                && self.reading.is_incomplete(self.node)
+            {
                 error.cause = Cause::Consequence;
             }
             error.at(self.node, self.key, self.path)
@@ -417,7 +408,12 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
         self.deserialize_seq(visitor)
     }
 
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, visitor: V) -> Result<V::Value, Self::Error> {
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
         self.deserialize_seq(visitor)
     }
 
@@ -471,7 +467,8 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
                 [entry] => (&entry.key, entry.at, Some(entry)),
                 [] => return self.place(Err(Error::wrong(format!("expected {}, found nothing", choice())))),
                 [_, second, ..] => {
-                    let mut error = Error::wrong(format!("expected only one of these keys, but `{}` follows", second.key));
+                    let mut error =
+                        Error::wrong(format!("expected only one of these keys, but `{}` follows", second.key));
                     error.place = Some((second.at, self.path.to_string()));
                     return self.place(Err(error));
                 }
@@ -480,9 +477,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
             _ => return self.place(Err(self.expected(choice()))),
         };
         if !variants.contains(&name.as_str()) {
-            let shown = if content.is_some() { name } else { &self.node.scalar().map_or_else(String::new, |s| s.raw.clone()) };
-            let mut error = Error::wrong(format!("unknown {} `{shown}`", if content.is_some() { "key" } else { "value" }))
-                .help(Some(did_you_mean(shown, variants)));
+            let shown =
+                if content.is_some() { name } else { &self.node.scalar().map_or_else(String::new, |s| s.raw.clone()) };
+            let mut error =
+                Error::wrong(format!("unknown {} `{shown}`", if content.is_some() { "key" } else { "value" }))
+                    .help(Some(did_you_mean(shown, variants)));
             error.place = Some((at, self.path.to_string()));
             return self.place(Err(error));
         }
@@ -656,7 +655,11 @@ impl<'de> VariantAccess<'de> for Choice<'_, '_> {
         self.newtype_variant_seed(Seq(visitor))
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Self::Error> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
         struct Struct<V>(&'static [&'static str], V);
         impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Struct<V> {
             type Value = V::Value;

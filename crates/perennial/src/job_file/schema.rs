@@ -31,8 +31,11 @@ fn polish(schema: &mut Value, definitions: &Value) {
                     let (name, settings) = single_property(variant)?;
                     let settings = resolve(settings, definitions);
                     let optional = settings.get("type") == Some(&json!("object")) && settings.get("required").is_none();
-                    let listed = variants.iter().any(|v| v["const"] == *name || v["enum"].as_array().is_some_and(|e| e.contains(&json!(name))));
-                    (optional && !listed).then(|| json!({ "const": name, "description": format!("`{name}` with its defaults.") }))
+                    let listed = variants
+                        .iter()
+                        .any(|v| v["const"] == *name || v["enum"].as_array().is_some_and(|e| e.contains(&json!(name))));
+                    (optional && !listed)
+                        .then(|| json!({ "const": name, "description": format!("`{name}` with its defaults.") }))
                 })
                 .collect();
             variants.extend(bare);
@@ -65,7 +68,9 @@ pub(super) fn describe<'s>(root: &'s Value, path: &[&str]) -> Option<&'s Map<Str
     for key in path {
         schema = forms(schema, definitions).into_iter().find_map(|form| {
             let form = resolve(form, definitions);
-            form.get("properties").and_then(|p| p.get(*key)).or_else(|| form.get("additionalProperties").filter(|a| a.is_object()))
+            form.get("properties")
+                .and_then(|p| p.get(*key))
+                .or_else(|| form.get("additionalProperties").filter(|a| a.is_object()))
         })?;
     }
     schema.as_object()
@@ -87,7 +92,8 @@ pub fn reference_page() -> String {
     let schema = json_schema();
     let mut page = Page { definitions: &schema["$defs"], text: String::new(), done: Vec::new() };
     page.text += "# The job file\n\n";
-    page.text += "<!-- Made from the doc comments by `cargo test`; run it with UPDATE_DOCS=1 after changing them. -->\n\n";
+    page.text +=
+        "<!-- Made from the doc comments by `cargo test`; run it with UPDATE_DOCS=1 after changing them. -->\n\n";
     let _ = writeln!(page.text, "{}\n", schema["description"].as_str().unwrap_or_default());
     page.text += "Editors complete and check the file with the schema that `perennial schema` prints.\n\n";
     page.keys(&schema);
@@ -188,9 +194,12 @@ impl Page<'_> {
                     let name = match (single_property(variant), variant.get("const"), variant["enum"].as_array()) {
                         (Some((name, _)), ..) => format!("`{name}: …`"),
                         (_, Some(constant), _) => format!("`{}`", constant.as_str().unwrap_or_default()),
-                        (_, _, Some(several)) => {
-                            several.iter().filter_map(Value::as_str).map(|s| format!("`{s}`")).collect::<Vec<_>>().join(", ")
-                        }
+                        (_, _, Some(several)) => several
+                            .iter()
+                            .filter_map(Value::as_str)
+                            .map(|s| format!("`{s}`"))
+                            .collect::<Vec<_>>()
+                            .join(", "),
                         _ => self.kind(variant),
                     };
                     if name != "nothing" && !names.contains(&name) {
@@ -206,7 +215,9 @@ impl Page<'_> {
         let kinds: Vec<&str> = match &value["type"] {
             Value::String(kind) => vec![kind],
             // The string is for variables, which every value may be.
-            Value::Array(kinds) if value.get("pattern").is_some() => kinds.iter().filter_map(Value::as_str).take(1).collect(),
+            Value::Array(kinds) if value.get("pattern").is_some() => {
+                kinds.iter().filter_map(Value::as_str).take(1).collect()
+            }
             Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
             _ => return "any".into(),
         };

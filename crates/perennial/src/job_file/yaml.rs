@@ -60,19 +60,45 @@ pub struct Entry {
     pub value: Node,
 }
 
+impl Scalar {
+    /// A message about the scalar with what the file says in place of what it expanded to.
+    pub fn hide(&self, message: &str) -> String {
+        if self.expansions.is_empty() {
+            return message.to_owned();
+        }
+        let mut message = message.to_owned();
+        if !self.text.is_empty() {
+            message = message.replace(&self.text, &self.raw);
+        }
+        // A message may quote only a part. Very short values are no secrets, and would garble the message.
+        for (reference, value) in self.expansions.iter().filter(|(_, value)| value.len() > 2) {
+            message = message.replace(value, reference);
+        }
+        message
+    }
+}
+
 impl Node {
-    /// The node below this one that `path` leads to (keys, and indexes written as numbers), or as far as it leads; and where its key
-    /// stands.
+    /// The node that `path` leads to.
+    pub fn find(&self, path: &[&str]) -> Option<&Node> {
+        path.iter().try_fold(self, |node, step| Some(node.step(step)?.0))
+    }
+
+    /// The node one step further, and where a person looks for it.
+    fn step(&self, step: &str) -> Option<(&Node, Location)> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|e| e.key == step).map(|e| (&e.value, e.at)),
+            Value::List(items) => items.get(step.parse::<usize>().ok()?).map(|item| (item, item.at)),
+            Value::Scalar(_) => None,
+        }
+    }
+
+    /// Where a person looks for what `path` (keys, and indexes written as numbers) leads to, or for as much of it as there is.
     pub fn locate(&self, path: &[&str]) -> Location {
         let mut node = self;
         let mut at = self.at;
         for step in path {
-            let next = match &node.value {
-                Value::Map(entries) => entries.iter().find(|e| e.key == *step).map(|e| (&e.value, e.at)),
-                Value::List(items) => step.parse::<usize>().ok().and_then(|i| items.get(i)).map(|item| (item, item.at)),
-                Value::Scalar(_) => None,
-            };
-            let Some(found) = next else { return at };
+            let Some(found) = node.step(step) else { return at };
             (node, at) = found;
         }
         // A short value says more than its key; a long one is underlined at its key.
@@ -92,12 +118,18 @@ impl Node {
 
     /// Whether nothing stands there: no value, `~` or `null`.
     pub fn is_null(&self) -> bool {
-        self.scalar().is_some_and(|s| s.plain && s.expansions.is_empty() && matches!(&*s.raw, "" | "~" | "null" | "Null" | "NULL"))
+        self.scalar().is_some_and(|s| {
+            s.plain && s.expansions.is_empty() && matches!(&*s.raw, "" | "~" | "null" | "Null" | "NULL")
+        })
     }
 
     /// All scalars, to change them.
     pub fn for_each_scalar(&mut self, visit: &mut impl FnMut(&mut Vec<String>, Location, &mut Scalar)) {
-        fn walk(node: &mut Node, path: &mut Vec<String>, visit: &mut impl FnMut(&mut Vec<String>, Location, &mut Scalar)) {
+        fn walk(
+            node: &mut Node,
+            path: &mut Vec<String>,
+            visit: &mut impl FnMut(&mut Vec<String>, Location, &mut Scalar),
+        ) {
             match &mut node.value {
                 Value::Scalar(scalar) => visit(path, node.at, scalar),
                 Value::List(items) => {
@@ -154,7 +186,8 @@ pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
         flow_nesting_limit: MAX_NESTING,
         block_nesting_limit: MAX_NESTING,
     };
-    let mut reader = Reader { parser: Parser::new_from_str_with_options(text, options), anchors: HashMap::new(), nodes: 0 };
+    let mut reader =
+        Reader { parser: Parser::new_from_str_with_options(text, options), anchors: HashMap::new(), nodes: 0 };
     let mut document = None;
     loop {
         let (event, span) = reader.next()?;
@@ -231,7 +264,8 @@ impl<'t> Reader<'t> {
                     }
                     let entry = self.entry(event, span)?;
                     if let Some(first) = entries.iter().find(|e| e.key == entry.key) {
-                        let message = format!("the key `{}` is given twice; first in line {}", entry.key, first.at.line);
+                        let message =
+                            format!("the key `{}` is given twice; first in line {}", entry.key, first.at.line);
                         return Err(problem(entry.at, message));
                     }
                     entries.push(entry);
@@ -302,9 +336,13 @@ mod tests {
     #[test]
     fn everything_knows_its_place() {
         let tree = parse("a: 1\nb:\n  - x\n  - {c: 'two words'}\n").unwrap();
-        for (path, line, column, length) in
-            [(&["a"][..], 1, 4, 1), (&["b"], 2, 1, 1), (&["b", "0"], 3, 5, 1), (&["b", "1", "c"], 4, 9, 11), (&["b", "7"], 2, 1, 1)]
-        {
+        for (path, line, column, length) in [
+            (&["a"][..], 1, 4, 1),
+            (&["b"], 2, 1, 1),
+            (&["b", "0"], 3, 5, 1),
+            (&["b", "1", "c"], 4, 9, 11),
+            (&["b", "7"], 2, 1, 1),
+        ] {
             let at = tree.locate(path);
             assert_eq!((at.line, at.column, at.length), (line, column, length), "{path:?}");
         }

@@ -63,7 +63,8 @@ pub(super) fn plan_end(
         // A new partition enters the offsets with its first records; an unread one would look read from its start on.
         if !is_new_and_empty {
             // Nothing read: stay, even where the first readable record is further on.
-            let at = if share == 0 { known.filter(|known| *known >= start).unwrap_or(start) } else { start + share as i64 };
+            let at =
+                if share == 0 { known.filter(|known| *known >= start).unwrap_or(start) } else { start + share as i64 };
             end.set(topic, partition, at);
         }
     }
@@ -111,7 +112,10 @@ mod tests {
     }
 
     fn ready(partitions: &[(&str, i32, i64, i64)]) -> BTreeMap<(String, i32), (i64, i64)> {
-        partitions.iter().map(|(topic, partition, low, high)| (((*topic).to_owned(), *partition), (*low, *high))).collect()
+        partitions
+            .iter()
+            .map(|(topic, partition, low, high)| (((*topic).to_owned(), *partition), (*low, *high)))
+            .collect()
     }
 
     #[test]
@@ -154,12 +158,20 @@ mod tests {
         let from = offsets(r#"{"t":{"0":10,"1":20}}"#);
         let now = ready(&[("t", 0, 10, 110), ("t", 1, 20, 20), ("t", 2, 0, 100), ("t", 3, 0, 0)]);
         let all = plan_end(&from, &now, None, u64::MAX);
-        assert_eq!(all, offsets(r#"{"t":{"0":110,"1":20,"2":100}}"#), "an empty new partition waits for its first record");
+        assert_eq!(
+            all,
+            offsets(r#"{"t":{"0":110,"1":20,"2":100}}"#),
+            "an empty new partition waits for its first record"
+        );
         assert_eq!(plan_end(&from, &now, None, 20), offsets(r#"{"t":{"0":20,"1":20,"2":10}}"#));
         let until = offsets(r#"{"t":{"0":15,"1":20}}"#);
         assert_eq!(plan_end(&from, &now, Some(&until), 100), until, "what is not in the fixed end is left for later");
         assert_eq!(plan_end(&until, &now_from(&now, 15), Some(&until), 100), until);
-        assert_eq!(plan_end(&from, &ready(&[("t", 0, 10, 11)]), None, 9), offsets(r#"{"t":{"0":11}}"#), "a gone one goes");
+        assert_eq!(
+            plan_end(&from, &ready(&[("t", 0, 10, 11)]), None, 9),
+            offsets(r#"{"t":{"0":11}}"#),
+            "a gone one goes"
+        );
     }
 
     fn now_from(now: &BTreeMap<(String, i32), (i64, i64)>, start: i64) -> BTreeMap<(String, i32), (i64, i64)> {

@@ -93,9 +93,10 @@ impl Reader {
                 }
                 None => {
                     // The queue first, so that no record takes the way of the consumer's common queue.
-                    let queue = self.consumer.split_partition_queue(&range.topic, range.partition).ok_or_else(|| {
-                        Error::bug(format!("partition {} of topic {} has no queue", range.partition, range.topic))
-                    })?;
+                    let queue =
+                        self.consumer.split_partition_queue(&range.topic, range.partition).ok_or_else(|| {
+                            Error::bug(format!("partition {} of topic {} has no queue", range.partition, range.topic))
+                        })?;
                     assigned
                         .add_partition_offset(&range.topic, range.partition, At::Offset(range.start))
                         .map_err(|error| self.explain(error, &range))?;
@@ -105,9 +106,9 @@ impl Reader {
             tasks.push(Task::new(self.clone(), range, partition));
         }
         if assigned.count() > 0 {
-            self.consumer.incremental_assign(&assigned).map_err(|error| {
-                self.consumer.context().explain(error, &self.brokers, "assigning partitions")
-            })?;
+            self.consumer
+                .incremental_assign(&assigned)
+                .map_err(|error| self.consumer.context().explain(error, &self.brokers, "assigning partitions"))?;
         }
         Ok(tasks)
     }
@@ -294,7 +295,9 @@ impl Task {
                         link.check_end(&range.topic, range.partition, range.end)?;
                         partition.position = range.end;
                     }
-                    EndOfPartition::Unknown | EndOfPartition::Reported(_) => *end = EndOfPartition::Reported(Instant::now()),
+                    EndOfPartition::Unknown | EndOfPartition::Reported(_) => {
+                        *end = EndOfPartition::Reported(Instant::now())
+                    }
                 },
                 Some(Err(error)) => {
                     let code = error.rdkafka_error_code();

@@ -474,7 +474,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             name,
             JobSource {
                 connector: source.connector.name().into(),
-                factory: source.connector.factory(),
+                factory: source.connector.factory(&records.format),
                 format: records.format.clone(),
                 schema: records.schema.columns.clone(),
                 watermark: records.watermark.clone(),
@@ -497,7 +497,16 @@ fn builder_of(file: &JobFile) -> JobBuilder {
 }
 
 fn problems_of_file(file: &JobFile) -> Vec<Problem> {
-    builder_of(file).job.problems()
+    let mut problems = builder_of(file).job.problems();
+    for (name, source) in file.sources.iter().filter(|(_, source)| !source.connector.reads(&source.records.format)) {
+        problems.push(Problem {
+            at: None,
+            path: format!("sources.{name}.format"),
+            message: format!("a `{}` source has no Parquet records", source.connector.name()),
+            help: Some("Parquet is a format of `files`".into()),
+        });
+    }
+    problems
 }
 
 fn from_loaded(loaded: LoadedJobFile) -> Job {

@@ -1,11 +1,22 @@
 //! Logs: text for people, JSON for machines, both on standard error.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::time::ChronoUtc;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::writer::MakeWriterExt;
 
 use crate::terminal::colours;
+
+/// Whether whoever started this process reads its logs with a machine.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether the logs of this process are JSON, and errors are to be too.
+pub fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
 
 /// Flags about logs.
 #[derive(Debug, Args)]
@@ -26,6 +37,15 @@ enum LogFormat {
     Json,
 }
 
+/// Times in UTC with milliseconds.
+struct Utc;
+
+impl FormatTime for Utc {
+    fn format_time(&self, out: &mut Writer<'_>) -> std::fmt::Result {
+        write!(out, "{}", chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S%.3fZ"))
+    }
+}
+
 fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
@@ -33,10 +53,11 @@ fn filter(text: &str) -> Result<String, String> {
 impl LogArgs {
     /// Sends the logs of this process to standard error. Has no effect the second time.
     pub fn start(&self) {
+        JSON.store(self.is_json(), Ordering::Relaxed);
         let filter = EnvFilter::new(&self.log_level);
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_timer(ChronoUtc::new("%Y-%m-%dT%H:%M:%S%.3fZ".into()))
+            .with_timer(Utc)
             .with_writer(std::io::stderr.with_max_level(tracing::Level::TRACE));
         // The result says whether there was one already; then it stays.
         let _ = match self.log_format {

@@ -170,25 +170,15 @@ impl Job {
     /// An error means that the job file is wrong; what cannot be reached is in the report.
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        let planned = Planned::new(self).await?;
-        let mut connected = BTreeSet::new();
-        for query in &planned.queries {
-            let looked = Looked::new(self, query)?;
-            let guarantee = looked.guarantee(self, query)?;
-            report.sections.push(describe(query, &self.queries[&query.name].sink_name, &guarantee));
-            if options.offline {
-                continue;
-            }
-            for (name, source) in &looked.sources {
-                if connected.insert(name.clone())
-                    && let Err(error) = source.check().await
-                {
-                    report.unreachable.push((format!("sources.{name}"), error));
-                }
-            }
-            if let Err(error) = looked.sink.check().await {
-                report.unreachable.push((format!("queries.{}.sink", query.name), error));
-            }
+        for (name, source) in &self.sources {
+            report.sections.push(format!(
+                "source {name}: {}, {} columns",
+                source.connector,
+                source.schema.fields().len()
+            ));
+        }
+        for (name, query) in &self.queries {
+            report.sections.push(format!("query {name}: to {}", query.sink_name));
         }
         Ok(report)
     }

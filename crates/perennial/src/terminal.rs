@@ -4,7 +4,9 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use perennial::job_file::JobFileError;
-use perennial_core::Error;
+use perennial_core::error::{Error, class};
+
+use crate::logging;
 
 /// The job file is wrong (`EX_CONFIG` of sysexits.h).
 pub const WRONG_JOB_FILE: u8 = 78;
@@ -31,9 +33,24 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Tells it, and gives the exit code that goes with it.
+    /// Tells it, in the form of the logs, and gives the exit code that goes with it.
     pub fn report(&self) -> ExitCode {
         match self {
+            Self::JobFile(error) if logging::is_json() => {
+                for problem in &error.problems {
+                    let (line, column) = problem.at.map_or((0, 0), |at| (at.line, at.column));
+                    tracing::error!(
+                        error_class = class::CONFIG_INVALID.code,
+                        file = error.file,
+                        line,
+                        column,
+                        key = problem.path,
+                        help = problem.help,
+                        "{}",
+                        problem.message
+                    );
+                }
+            }
             Self::JobFile(error) => {
                 for line in error.to_string().lines() {
                     match line.strip_prefix("error:") {
@@ -41,13 +58,19 @@ impl Failure {
                         None => eprintln!("{line}"),
                     }
                 }
-                ExitCode::from(WRONG_JOB_FILE)
+            }
+            Self::Failed(error) if logging::is_json() => {
+                let class = error.class();
+                tracing::error!(error_class = class.code, recommendation = class.recommendation, "{error}");
             }
             Self::Failed(error) => {
                 eprintln!("{} {error}", red("error:"));
                 eprintln!("  = {} ({})", error.class().recommendation, error.class().code);
-                ExitCode::FAILURE
             }
+        }
+        match self {
+            Self::JobFile(_) => ExitCode::from(WRONG_JOB_FILE),
+            Self::Failed(_) => ExitCode::FAILURE,
         }
     }
 }
@@ -66,7 +89,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(perennial_core::Error::from(object_store::Error::Generic { store: "stdout", source: Box::new(error) })
+            Err(Error::from(object_store::Error::Generic { store: "stdout", source: Box::new(error) })
                 .at("standard output")
                 .into())
         }

@@ -36,11 +36,9 @@ use columns::{Column, Value};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// One JSON object (or an array of them) per record.
-    Json(JsonFormat),
-    /// One line of comma-separated values per record.
-    Csv(CsvFormat),
-    /// Parquet files, or any other source that gives rows by itself.
+    /// JSON.
+    Json(JsonOptions),
+    /// Parquet.
     Parquet,
 }
 

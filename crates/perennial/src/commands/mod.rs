@@ -33,6 +33,7 @@ commands! {
     check::Check;
     init::Init;
     schema::Schema;
+    simulate::Simulate;
     #[command(hide = true)]
     reference::Reference;
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use perennial_core::checkpoint::BatchCounts;
 use perennial_core::dead_letter::timestamp_text;
 use perennial_core::progress::QueryState;
 use perennial_core::sink::BatchId;

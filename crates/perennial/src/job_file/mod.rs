@@ -8,6 +8,8 @@ mod init;
 mod problem;
 mod read;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -450,7 +452,12 @@ impl Origin {
     pub fn error(&self, problems: Vec<Problem>) -> JobFileError {
         let located = problems.into_iter().map(|problem| {
             let steps: Vec<&str> = problem.path.split('.').filter(|step| !step.is_empty()).collect();
-            Problem { at: problem.at.or_else(|| Some(self.tree.locate(&steps))), ..problem }
+            // What was found out later quotes values as they are; the file says what may be shown.
+            let message = match self.tree.find(&steps).and_then(yaml::Node::scalar) {
+                Some(scalar) => scalar.hide(&problem.message),
+                None => problem.message,
+            };
+            Problem { at: problem.at.or_else(|| Some(self.tree.locate(&steps))), message, ..problem }
         });
         JobFileError::new(Some(self.file.clone()), self.text.clone(), located.collect())
     }

@@ -125,7 +125,7 @@ impl Error {
     /// Gives an error its place where it has none, and takes expanded values out of its message: it may quote them.
     fn at(mut self: Box<Self>, node: &Node, key: Option<Location>, path: &Path<'_>) -> Box<Self> {
         if let (Cause::Wrong(message), Some(scalar)) = (&mut self.cause, node.scalar()) {
-            *message = hide(message, scalar);
+            *message = scalar.hide(message);
         }
         if self.place.is_none() {
             let at = if node.scalar().is_some() { node.at } else { key.unwrap_or(node.at) };
@@ -138,22 +138,6 @@ impl Error {
         self.found_in.get_or_insert((parent.id, child.id));
         self
     }
-}
-
-/// The message with what the file says in place of what it expanded to.
-fn hide(message: &str, scalar: &Scalar) -> String {
-    if scalar.expansions.is_empty() {
-        return message.to_owned();
-    }
-    let mut message = message.to_owned();
-    if !scalar.text.is_empty() {
-        message = message.replace(&scalar.text, &scalar.raw);
-    }
-    // A message may quote only a part. Very short values are no secrets, and would garble the message.
-    for (reference, value) in scalar.expansions.iter().filter(|(_, value)| value.len() > 2) {
-        message = message.replace(value, reference);
-    }
-    message
 }
 
 impl fmt::Display for Error {

@@ -60,19 +60,45 @@ pub struct Entry {
     pub value: Node,
 }
 
+impl Scalar {
+    /// A message about the scalar with what the file says in place of what it expanded to.
+    pub fn hide(&self, message: &str) -> String {
+        if self.expansions.is_empty() {
+            return message.to_owned();
+        }
+        let mut message = message.to_owned();
+        if !self.text.is_empty() {
+            message = message.replace(&self.text, &self.raw);
+        }
+        // A message may quote only a part. Very short values are no secrets, and would garble the message.
+        for (reference, value) in self.expansions.iter().filter(|(_, value)| value.len() > 2) {
+            message = message.replace(value, reference);
+        }
+        message
+    }
+}
+
 impl Node {
-    /// The node below this one that `path` leads to (keys, and indexes written as numbers), or as far as it leads; and where its key
-    /// stands.
+    /// The node that `path` leads to.
+    pub fn find(&self, path: &[&str]) -> Option<&Node> {
+        path.iter().try_fold(self, |node, step| Some(node.step(step)?.0))
+    }
+
+    /// The node one step further, and where a person looks for it.
+    fn step(&self, step: &str) -> Option<(&Node, Location)> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|e| e.key == step).map(|e| (&e.value, e.at)),
+            Value::List(items) => items.get(step.parse::<usize>().ok()?).map(|item| (item, item.at)),
+            Value::Scalar(_) => None,
+        }
+    }
+
+    /// Where a person looks for what `path` (keys, and indexes written as numbers) leads to, or for as much of it as there is.
     pub fn locate(&self, path: &[&str]) -> Location {
         let mut node = self;
         let mut at = self.at;
         for step in path {
-            let next = match &node.value {
-                Value::Map(entries) => entries.iter().find(|e| e.key == *step).map(|e| (&e.value, e.at)),
-                Value::List(items) => step.parse::<usize>().ok().and_then(|i| items.get(i)).map(|item| (item, item.at)),
-                Value::Scalar(_) => None,
-            };
-            let Some(found) = next else { return at };
+            let Some(found) = node.step(step) else { return at };
             (node, at) = found;
         }
         // A short value says more than its key; a long one is underlined at its key.

@@ -1,0 +1,363 @@
+//! The endpoints over a real socket, field by field.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use async_trait::async_trait;
+use perennial_core::checkpoint::BatchCounts;
+use perennial_core::dead_letter::{DeadLetter, DeadLetterStats, EntrySummary, LetterBatch};
+use perennial_core::env::Clock;
+use perennial_core::error::{Error, Result, class};
+use perennial_core::plan::OperatorProgress;
+use perennial_core::policy::Action;
+use perennial_core::progress::{BatchReport, Observer, Phases, QueryState};
+use perennial_core::source::Lag;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// 2025-11-21T09:00:00 UTC.
+const START: i64 = 1_763_715_600_000_000;
+const SECOND: i64 = 1_000_000;
+
+#[derive(Debug)]
+struct SetClock(AtomicI64);
+
+#[async_trait]
+impl Clock for SetClock {
+    fn now_micros(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    async fn sleep(&self, _: Duration) {}
+}
+
+struct Letters;
+
+#[async_trait]
+impl DeadLetters for Letters {
+    async fn write(&self, _: &LetterBatch, _: Vec<DeadLetter>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<DeadLetterStats> {
+        let entry = |batch_id| EntrySummary {
+            batch_id,
+            timestamp: "2025-11-21T09:45:30.123456".into(),
+            error_type: "ServerSelectionTimeoutError".into(),
+        };
+        Ok(DeadLetterStats {
+            total_entries: 3,
+            error_types: [("ServerSelectionTimeoutError".into(), 2), ("Timeout".into(), 1)].into(),
+            first_error: Some(entry(40)),
+            last_error: Some(entry(42)),
+            dlq_directory: "./dlq".into(),
+        })
+    }
+}
+
+struct World {
+    clock: Arc<SetClock>,
+    board: Arc<StatusBoard>,
+    heartbeat: Heartbeat,
+    server: Server,
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Arc::new(SetClock(AtomicI64::new(START)));
+        let board =
+            Arc::new(StatusBoard::new(clock.clone(), "greenhouse", "1.0", ["per_minute"], Duration::from_secs(3600)));
+        let heartbeat = Heartbeat::new();
+        let context =
+            HttpContext { board: board.clone(), heartbeat: heartbeat.clone(), dead_letters: Arc::new(Letters) };
+        let server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context)).unwrap();
+        Self { clock, board, heartbeat, server }
+    }
+
+    /// `seconds` and a bit after the start.
+    fn at(&self, seconds: i64) -> &Self {
+        self.clock.0.store(START + seconds * SECOND, Ordering::Relaxed);
+        self
+    }
+
+    /// As in the examples of the documentation: batch 42 is the hundredth, 15,000 records were read.
+    fn run(&self) {
+        for batch in 0..100 {
+            let finished_at_micros = START + 2730 * SECOND + 123_456 - (99 - batch) * 10 * SECOND;
+            let counts = BatchCounts {
+                read: 150,
+                held: 100,
+                filtered: 40,
+                late: 3,
+                dead_lettered: 7,
+                written: 12,
+                ..Default::default()
+            };
+            self.board.committed(
+                "per_minute",
+                &BatchReport {
+                    batch: (batch as u64).saturating_sub(57),
+                    timestamp_ms: 0,
+                    finished_at_micros,
+                    again: false,
+                    duplicate: false,
+                    counts,
+                    bytes_read: 1000,
+                    warned: 1,
+                    dead_letters: vec![("MalformedRecord", 7)],
+                    phases: Phases {
+                        execute: Duration::from_millis(400),
+                        commit: Duration::from_millis(100),
+                        ..Default::default()
+                    },
+                    watermark_ms: None,
+                    next_watermark_ms: Some(START / 1000),
+                    operators: vec![OperatorProgress {
+                        name: "stateStoreSave".into(),
+                        rows_total: 7,
+                        memory_bytes: 700,
+                        ..Default::default()
+                    }],
+                    state_bytes_written: 10,
+                    lag: vec![(
+                        "readings".into(),
+                        Lag { records: Some(30), partitions: vec![("t-0".into(), 10), ("t-1".into(), 20)] },
+                    )],
+                },
+            );
+        }
+    }
+
+    fn fail(&self, times: usize) {
+        for _ in 0..times {
+            let error = Error::new(class::TIMEOUT, "no answer").at("sink");
+            self.board.failed("per_minute", Some(1), &error, Action::Retry { after: Duration::from_secs(1) });
+        }
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let answer = reqwest::get(format!("{}{path}", self.server.url())).await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/json", "{path}");
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+}
+
+/// All fields of `expected` are there with these values; there may be more.
+fn assert_has(found: &Value, expected: &Value) {
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(found.get(key), Some(value), "{key} in {found:#}");
+    }
+}
+
+#[tokio::test]
+async fn health_has_the_documented_fields() {
+    let world = World::new();
+    let (status, before) = world.get("/health").await;
+    assert_eq!(status, 200);
+    assert_has(
+        &before,
+        &json!({"status": "initializing", "last_batch_id": null, "last_processed_at": null, "errors_count": 0, "errors_by_type": {},
+                "batches_processed": 0, "records_processed": 0, "start_time": "2025-11-21T09:00:00.000000", "uptime_seconds": 0,
+                "version": "1.0"}),
+    );
+    world.run();
+    let (status, healthy) = world.at(2730).get("/health").await;
+    assert_eq!(status, 200);
+    assert_has(
+        &healthy,
+        &json!({"status": "healthy", "last_batch_id": 42, "last_processed_at": "2025-11-21T09:45:30.123456", "errors_count": 0,
+                "errors_by_type": {}, "batches_processed": 100, "records_processed": 15000,
+                "start_time": "2025-11-21T09:00:00.000000", "uptime_seconds": 2730, "version": "1.0"}),
+    );
+    world.fail(4);
+    assert_has(
+        &world.get("/health").await.1,
+        &json!({"status": "degraded", "errors_count": 4, "errors_by_type": {"Timeout": 4}}),
+    );
+    world.fail(1);
+    let (status, unhealthy) = world.get("/health").await;
+    assert_eq!(status, 200, "the answer is about the job, and it is an answer");
+    assert_has(&unhealthy, &json!({"status": "unhealthy", "errors_count": 5}));
+    assert_has(&world.at(2730 + 3600).get("/health").await.1, &json!({"status": "healthy", "errors_count": 5}));
+}
+
+#[tokio::test]
+async fn health_in_detail_adds_to_it() {
+    let world = World::new();
+    world.run();
+    world.at(2790).fail(11);
+    world.board.state("per_minute", QueryState::BackingOff { wait: Duration::from_secs(1) });
+    let (status, detailed) = world.at(2800).get("/health/detailed").await;
+    assert_eq!(status, 200);
+    assert_has(
+        &detailed,
+        &json!({"status": "unhealthy", "last_batch_id": 42, "batches_processed": 100, "avg_batch_processing_time_sec": 0.5,
+                "records_per_second": 300.0, "recommendations": ["High error count detected - Review DLQ and error logs"]}),
+    );
+    assert!((detailed["seconds_since_last_batch"].as_f64().unwrap() - 69.876544).abs() < 1e-6, "{detailed}");
+    let query = &detailed["queries"]["per_minute"];
+    assert_has(
+        query,
+        &json!({"state": "backing_off", "reason": "waits 1000 ms after an error", "since": "2025-11-21T09:46:30.000000",
+                "watermark": "2025-11-21T09:00:00.000000", "state_rows": 7, "state_bytes": 700, "unaccounted_batches": 0,
+                "lag": {"readings": {"records": 30, "partitions": {"t-0": 10, "t-1": 20}}},
+                "dead_letters_by_type": {"MalformedRecord": 700}}),
+    );
+    assert_has(
+        &query["records"],
+        &json!({"read": 15000, "held": 10000, "filtered": 4000, "late": 300, "dead_lettered": 700}),
+    );
+    assert_has(
+        &query["last_error"],
+        &json!({"type": "Timeout", "message": "sink: no answer",
+                "recommendation": "Retry after 60 seconds - Check API availability", "timestamp": "2025-11-21T09:46:30.000000"}),
+    );
+}
+
+#[tokio::test]
+async fn dead_letters_have_the_documented_fields() {
+    let world = World::new();
+    let (status, letters) = world.at(2730).get("/health/dlq").await;
+    assert_eq!(status, 200);
+    let entry = |batch: u64| json!({"batch_id": batch, "timestamp": "2025-11-21T09:45:30.123456", "error_type": "ServerSelectionTimeoutError"});
+    assert_eq!(
+        letters,
+        json!({"dlq": {"total_entries": 3, "error_types": {"ServerSelectionTimeoutError": 2, "Timeout": 1}, "first_error": entry(40),
+                       "last_error": entry(42), "dlq_directory": "./dlq"},
+               "timestamp": "2025-11-21T09:45:30.000000"})
+    );
+}
+
+#[tokio::test]
+async fn probes_answer_with_their_status() {
+    let world = World::new();
+    let (status, answer) = world.get("/health/ready").await;
+    assert_eq!(status, 503);
+    assert_has(&answer, &json!({"ready": false, "reason": "Job initializing or unhealthy", "status": "initializing"}));
+    assert_has(
+        &answer["queries"][0],
+        &json!({"query": "per_minute", "state": "initializing", "since": "2025-11-21T09:00:00.000000"}),
+    );
+    world.board.state("per_minute", QueryState::Idle);
+    assert_eq!(world.get("/health/ready").await, (200, json!({"ready": true})));
+    world.fail(5);
+    world.board.state("per_minute", QueryState::BreakerOpen { wait: Duration::from_secs(30) });
+    let (status, answer) = world.get("/health/ready").await;
+    assert_eq!(status, 503);
+    assert_has(&answer["queries"][0], &json!({"state": "breaker_open", "reason": "Timeout: sink: no answer"}));
+
+    assert_eq!(world.get("/health/live").await, (200, json!({"alive": true})));
+}
+
+#[tokio::test]
+async fn a_runtime_that_hangs_is_not_alive() {
+    let mut world = World::new();
+    // As if the process had started long ago and the heart had never beaten.
+    let heartbeat =
+        Heartbeat { origin: Instant::now().checked_sub(Duration::from_secs(60)).unwrap(), ..world.heartbeat.clone() };
+    let context = HttpContext { board: world.board.clone(), heartbeat, dead_letters: Arc::new(Letters) };
+    world.server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context)).unwrap();
+    let (status, answer) = world.get("/health/live").await;
+    assert_eq!((status, &answer["alive"]), (503, &json!(false)), "{answer}");
+}
+
+#[tokio::test]
+async fn unknown_paths_list_the_known_ones() {
+    let world = World::new();
+    let (status, answer) = world.get("/helth").await;
+    assert_eq!(status, 404);
+    for (path, ..) in ENDPOINTS {
+        assert!(answer["endpoints"].get(*path).is_some(), "{answer}");
+    }
+    let answer = reqwest::Client::new().post(format!("{}/health", world.server.url())).body("x").send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"GET, HEAD".parse().unwrap()));
+    let index = reqwest::get(world.server.url()).await.unwrap().text().await.unwrap();
+    assert!(index.contains("<title>greenhouse - Perennial</title>") && index.contains("href=\"/metrics\""), "{index}");
+}
+
+/// Parses the exposition format strictly and gives samples by name and labels.
+fn parse(text: &str) -> HashMap<String, f64> {
+    let (mut types, mut samples) = (HashMap::new(), HashMap::new());
+    let mut helped = HashSet::new();
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            assert!(helped.insert(help.split(' ').next().unwrap().to_owned()), "twice: {line}");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            types.insert(name.to_owned(), kind.to_owned());
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{line}");
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|s| name.strip_suffix(s))
+                .filter(|b| types.get(*b).is_some_and(|t| t == "histogram"));
+            assert!(types.contains_key(base.unwrap_or(name)), "no TYPE before {line}");
+            assert!(samples.insert(series.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
+        }
+    }
+    samples
+}
+
+#[tokio::test]
+async fn metrics_are_what_prometheus_reads() {
+    let world = World::new();
+    world.run();
+    world.at(2730).fail(2);
+    let answer = reqwest::get(format!("{}/metrics", world.server.url())).await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let samples = parse(&answer.text().await.unwrap());
+    for (series, value) in [
+        ("spark_batch_processing_time_sec", 0.5),
+        ("spark_records_per_second", 300.0),
+        ("spark_errors_total", 2.0),
+        ("spark_batches_processed_total", 100.0),
+        ("perennial_health{status=\"degraded\"}", 1.0),
+        ("perennial_health{status=\"healthy\"}", 0.0),
+        ("perennial_query_state{query=\"per_minute\",state=\"running\"}", 1.0),
+        ("perennial_records_total{query=\"per_minute\",outcome=\"read\"}", 15000.0),
+        ("perennial_records_total{query=\"per_minute\",outcome=\"dead_lettered\"}", 700.0),
+        ("perennial_batch_seconds_bucket{query=\"per_minute\",le=\"0.25\"}", 0.0),
+        ("perennial_batch_seconds_bucket{query=\"per_minute\",le=\"0.5\"}", 100.0),
+        ("perennial_batch_seconds_bucket{query=\"per_minute\",le=\"+Inf\"}", 100.0),
+        ("perennial_batch_seconds_sum{query=\"per_minute\"}", 50.0),
+        ("perennial_batch_seconds_count{query=\"per_minute\"}", 100.0),
+        ("perennial_batch_phase_seconds_count{query=\"per_minute\",phase=\"commit\"}", 100.0),
+        ("perennial_errors_total{query=\"per_minute\",class=\"Timeout\"}", 2.0),
+        ("perennial_dead_letters_total{query=\"per_minute\",class=\"MalformedRecord\"}", 700.0),
+        ("perennial_lag_records{query=\"per_minute\",source=\"readings\"}", 30.0),
+        ("perennial_partition_lag_records{query=\"per_minute\",source=\"readings\",partition=\"t-1\"}", 20.0),
+        ("perennial_watermark_delay_seconds{query=\"per_minute\"}", 2730.0),
+        ("perennial_state_rows{query=\"per_minute\"}", 7.0),
+        ("perennial_retries_total{query=\"per_minute\"}", 2.0),
+    ] {
+        assert_eq!(samples.get(series), Some(&value), "{series}");
+    }
+}
+
+#[test]
+fn labels_are_escaped() {
+    let mut out = Exposition::default();
+    out.metric("m", "gauge", "A metric.");
+    out.sample("m", &[("l", "a\"b\\c\nd")], 1);
+    assert_eq!(out.finish(), "# HELP m A metric.\n# TYPE m gauge\nm{l=\"a\\\"b\\\\c\\nd\"} 1\n");
+}
+
+#[test]
+fn a_heart_that_is_silent_for_too_long_is_not_alive() {
+    let heart = Heartbeat::new();
+    heart.beat(Duration::from_secs(100));
+    for (now, alive) in [(100, true), (129, true), (130, false), (99, true)] {
+        assert_eq!(Heartbeat::is_alive(heart.silence_at(Duration::from_secs(now))), alive, "at {now} s");
+    }
+    heart.beat(Duration::from_secs(130));
+    assert!(Heartbeat::is_alive(heart.silence_at(Duration::from_secs(130))));
+}

@@ -1,0 +1,3 @@
+//! The program as people use it: one test binary, a module per subject.
+
+mod cli;

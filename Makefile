@@ -19,11 +19,12 @@ test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 
 bench: ## measure the main job, from files and from Kafka
 	@scripts/setup bench
-	@PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- cargo bench -p perennial $(ARGS)
+	@BENCH_INPUT=$$(python3 bench/peers/run.py --prepare) && export BENCH_INPUT && \
+	PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- cargo bench -p perennial $(ARGS)
 
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query
 	@scripts/setup bench
-	@bench/peers/run $(ARGS)
+	@python3 bench/peers/run.py $(ARGS)
 
 lint: ## check the formatting, and clippy without warnings
 	@scripts/setup build

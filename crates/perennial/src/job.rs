@@ -474,7 +474,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             name,
             JobSource {
                 connector: source.connector.name().into(),
-                factory: source.connector.factory(&records.format),
+                factory: source.connector.factory(),
                 format: records.format.clone(),
                 schema: records.schema.columns.clone(),
                 watermark: records.watermark.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use perennial_core::ddl;
 use perennial_core::dead_letter::DeadLetters;
-use perennial_core::error::{Error, Result};
+use perennial_core::error::{Error, Result, class};
 use perennial_core::guarantee::Computed;
 use perennial_core::job::QuerySpec;
 use perennial_core::progress::Observers;
@@ -170,15 +170,25 @@ impl Job {
     /// An error means that the job file is wrong; what cannot be reached is in the report.
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        for (name, source) in &self.sources {
-            report.sections.push(format!(
-                "source {name}: {}, {} columns",
-                source.connector,
-                source.schema.fields().len()
-            ));
-        }
-        for (name, query) in &self.queries {
-            report.sections.push(format!("query {name}: to {}", query.sink_name));
+        let planned = Planned::new(self).await?;
+        let mut connected = BTreeSet::new();
+        for query in &planned.queries {
+            let looked = Looked::new(self, query)?;
+            let guarantee = looked.guarantee(self, query)?;
+            report.sections.push(describe(query, &self.queries[&query.name].sink_name, &guarantee));
+            if options.offline {
+                continue;
+            }
+            for (name, source) in &looked.sources {
+                if connected.insert(name.clone())
+                    && let Err(error) = source.check().await
+                {
+                    report.unreachable.push((format!("sources.{name}"), error));
+                }
+            }
+            if let Err(error) = looked.sink.check().await {
+                report.unreachable.push((format!("queries.{}.sink", query.name), error));
+            }
         }
         Ok(report)
     }
@@ -204,4 +214,16 @@ fn mode_name(mode: OutputMode) -> &'static str {
         OutputMode::Update => "update",
         OutputMode::Complete => "complete",
     }
+}
+
+/// Whether an error says that the job file is wrong, rather than the world.
+pub fn is_job_files_fault(error: &Error) -> bool {
+    [
+        class::ANALYSIS,
+        class::CONFIG_INVALID,
+        class::GUARANTEE_NOT_MET,
+        class::STATE_UNSUPPORTED,
+        class::UNSUPPORTED_OPERATION,
+    ]
+    .contains(&error.class())
 }

@@ -10,7 +10,7 @@ use perennial_connectors::storage::{self, Lock, Storage, StorageOptions};
 use perennial_core::checkpoint::SourceLog;
 use perennial_core::dead_letter::{DeadLetters, FileDeadLetters, Journal};
 use perennial_core::env::Env;
-use perennial_core::error::{Error, Result, ResultExt, class};
+use perennial_core::error::{Error, Result, ResultExt};
 use perennial_core::expectation::{Expectation, Expectations};
 use perennial_core::guarantee::{self, Computed};
 use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
@@ -188,16 +188,4 @@ impl Looked {
         computed.demand(job.guarantee).at(|| format!("queries.{}", query.name))?;
         Ok(computed)
     }
-}
-
-/// Whether an error says that the job file is wrong, rather than the world.
-pub(crate) fn is_job_files_fault(error: &Error) -> bool {
-    [
-        class::ANALYSIS,
-        class::CONFIG_INVALID,
-        class::GUARANTEE_NOT_MET,
-        class::STATE_UNSUPPORTED,
-        class::UNSUPPORTED_OPERATION,
-    ]
-    .contains(&error.class())
 }

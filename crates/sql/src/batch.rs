@@ -74,7 +74,11 @@ impl Batch {
     }
 
     /// One partition of an operator's state.
-    pub(crate) fn state(&self, operator: usize, partition: usize) -> Result<MutexGuard<'_, dyn StatePartition>> {
+    pub(crate) fn state(
+        &self,
+        operator: usize,
+        partition: usize,
+    ) -> Result<MutexGuard<'_, dyn StatePartition + 'static>> {
         let partition_of = self.state.get(operator).and_then(|partitions| partitions.get(partition));
         match partition_of {
             // A panic while the state was changed makes it worthless; the batch must not go on with it.

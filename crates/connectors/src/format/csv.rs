@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use arrow::array::Array;
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 use perennial_core::ddl;
 use perennial_core::decode::{Decoded, Decoder};
 use perennial_core::error::{Error, Result, class};
@@ -112,7 +112,11 @@ impl Dialect {
         let wrong = |what: String| Error::new(class::CONFIG_INVALID, what);
         let separator = match settings.sep.as_str() {
             "\\t" => b"\t".to_vec(),
-            "" => return Err(wrong("`sep` is empty; write the character that separates values, for example `;`".to_owned())),
+            "" => {
+                return Err(wrong(
+                    "`sep` is empty; write the character that separates values, for example `;`".to_owned(),
+                ));
+            }
             other if other.contains(['\n', '\r']) => return Err(wrong("`sep` cannot be a line feed".to_owned())),
             other => other.as_bytes().to_vec(),
         };
@@ -161,12 +165,16 @@ impl CsvDecoder {
             let data_type = ddl::simple_type(field.data_type()).to_uppercase();
             return Err(Error::new(
                 class::CONFIG_INVALID,
-                format!("column `{}` is {data_type}, which CSV cannot hold: make it a STRING and use `from_json`", field.name()),
+                format!(
+                    "column `{}` is {data_type}, which CSV cannot hold: make it a STRING and use `from_json`",
+                    field.name()
+                ),
             ));
         }
         // The column for malformed records has no place in the line.
-        let in_line: Vec<usize> =
-            (0..declared.fields().len()).filter(|i| declared.field(*i).name() != &settings.corrupt_record_column).collect();
+        let in_line: Vec<usize> = (0..declared.fields().len())
+            .filter(|i| declared.field(*i).name() != &settings.corrupt_record_column)
+            .collect();
         let place = |index: &usize| in_line.iter().position(|i| i == index);
         let places: Vec<usize> = wanted.declared.iter().filter_map(place).collect();
         let temporal = Temporal::new(

@@ -36,9 +36,11 @@ use columns::{Column, Value};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// JSON.
-    Json(JsonOptions),
-    /// Parquet.
+    /// One JSON object (or an array of them) per record.
+    Json(JsonFormat),
+    /// One line of comma-separated values per record.
+    Csv(CsvFormat),
+    /// Parquet files, or any other source that gives rows by itself.
     Parquet,
 }
 

@@ -95,7 +95,7 @@ impl ExecutionPlan for StatefulAggregateExec {
             let mut progress = OperatorProgress::default();
             let emitted = {
                 let mut state = batch.state(aggregation.operator, partition)?;
-                aggregation.run(partials, state.as_mut(), &batch.info, &mut progress)?
+                aggregation.run(partials, &mut *state, &batch.info, &mut progress)?
             };
             batch.counters.progress(aggregation.operator, |total| {
                 total.rows_total += progress.rows_total;

@@ -14,6 +14,26 @@ use perennial_core::sink::BatchId;
 pub struct ProgressLog {
     /// The last state of each query, so that a state is told once.
     states: Mutex<BTreeMap<String, QueryState>>,
+    /// Per query and class: when records were last warned of, in microseconds since the epoch, and how many came since.
+    refused: Mutex<BTreeMap<(String, &'static str), (i64, u64)>>,
+}
+
+/// Records that are refused are warned of once in this time, with their number; each batch tells its own in the line that commits it.
+const WARN_INTERVAL_MICROS: i64 = 60_000_000;
+
+impl ProgressLog {
+    fn warn_of_records(&self, query: &str, report: &BatchReport) {
+        let mut refused = self.refused.lock();
+        let warned = [("an expectation that only warns", report.warned)];
+        for (class, records) in report.dead_letters.iter().copied().chain(warned).filter(|(_, records)| *records > 0) {
+            let (last, since) = refused.entry((query.to_owned(), class)).or_insert((i64::MIN, 0));
+            *since += records;
+            if report.finished_at_micros.saturating_sub(*last) >= WARN_INTERVAL_MICROS {
+                tracing::warn!(query, batch = report.batch, error_class = class, records = *since, "records were refused");
+                (*last, *since) = (report.finished_at_micros, 0);
+            }
+        }
+    }
 }
 
 impl Observer for ProgressLog {

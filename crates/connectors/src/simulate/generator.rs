@@ -127,7 +127,9 @@ impl Generator {
         }
         let max_delay_ms = u64::try_from(recipe.max_delay.as_millis()).unwrap_or(u64::MAX);
         if max_delay_ms == 0 && recipe.out_of_order + recipe.late > 0.0 {
-            return wrong("max_delay is 0, but there are shares of out_of_order or late records: give a longer one".into());
+            return wrong(
+                "max_delay is 0, but there are shares of out_of_order or late records: give a longer one".into(),
+            );
         }
         Ok(Self {
             max_delay_ms: max_delay_ms.min(i64::MAX as u64 / 8),
@@ -193,12 +195,13 @@ impl Generator {
         let origin = self.origin(number);
         let mut fate = Random::new(self.recipe.seed, origin, Stream::Fate);
         let (decoding, time) = (fate.next(), fate.next());
-        let malformed = ((decoding as u32) < self.malformed).then(|| match (decoding >> 32) & 3 {
-            0 => Malformation::Truncated,
-            1 => Malformation::Garbage,
-            2 => Malformation::WrongType,
-            _ => Malformation::MissingField,
-        });
+        let malformed = match (decoding >> 32) & 3 {
+            _ if (decoding as u32) >= self.malformed => None,
+            0 => Some(Malformation::Truncated),
+            1 => Some(Malformation::Garbage),
+            2 => Some(Malformation::WrongType),
+            _ => Some(Malformation::MissingField),
+        };
         // Less than 2^53 milliseconds in any case: 2^64 nanoseconds are 584 years.
         let in_order = self.recipe.start_ms + (origin.saturating_mul(self.recipe.interval_ns) / 1_000_000) as i64;
         let (draw, back) = (time as u32, time >> 32);
@@ -300,7 +303,15 @@ mod tests {
     use super::*;
 
     fn recipe(profile: Profile) -> Recipe {
-        Recipe { profile, seed: 7, malformed: 0.05, duplicates: 0.04, out_of_order: 0.03, late: 0.02, ..Recipe::default() }
+        Recipe {
+            profile,
+            seed: 7,
+            malformed: 0.05,
+            duplicates: 0.04,
+            out_of_order: 0.03,
+            late: 0.02,
+            ..Recipe::default()
+        }
     }
 
     fn record(generator: &Generator, number: u64) -> (Vec<u8>, Generated) {
@@ -330,9 +341,9 @@ mod tests {
             let generator = Generator::new(recipe(profile)).unwrap();
             let mut bytes = Vec::new();
             (0..10_000).for_each(|number| _ = generator.generate(number, &mut bytes));
-            let hash = bytes.iter().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3)
-            });
+            let hash = bytes
+                .iter()
+                .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3));
             assert_eq!(hash, all, "{profile:?}");
         }
     }
@@ -440,7 +451,11 @@ mod tests {
                 generator.generate(number, &mut buffer);
             }
             let seconds = start.elapsed().as_secs_f64();
-            println!("{profile:?}: {:.2} million records/s, {:.0} MB/s", count as f64 / seconds / 1e6, bytes as f64 / seconds / 1e6);
+            println!(
+                "{profile:?}: {:.2} million records/s, {:.0} MB/s",
+                count as f64 / seconds / 1e6,
+                bytes as f64 / seconds / 1e6
+            );
         }
     }
 }

@@ -348,7 +348,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (progress, stop) = (Arc::new(Progress::default()), CancellationToken::new());
         let target = Target::Files(FilesTarget { records_per_file: 50, ..FilesTarget::new(dir.path()) });
-        let producer = tokio::spawn(produce(run(None, Rate::PerSecond(5000.0)), target, progress.clone(), stop.clone()));
+        let producer =
+            tokio::spawn(produce(run(None, Rate::PerSecond(5000.0)), target, progress.clone(), stop.clone()));
         while progress.messages() < 120 {
             tokio::task::yield_now().await;
         }

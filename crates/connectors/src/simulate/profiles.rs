@@ -74,7 +74,11 @@ impl Profile {
             Self::Transactions => {
                 // A fixed number of digits, as account numbers have.
                 out.extend_from_slice(b"DE");
-                return padded(1_000_000_000 + mix(u64::from(key)) % 1_000 * 1_000_000 + u64::from(key) % 1_000_000, 10, out);
+                return padded(
+                    1_000_000_000 + mix(u64::from(key)) % 1_000 * 1_000_000 + u64::from(key) % 1_000_000,
+                    10,
+                    out,
+                );
             }
         }
         integer(key, out);
@@ -202,7 +206,7 @@ pub(super) fn transactions(record: &Record, random: &mut Random, out: &mut Vec<u
     out.extend((0..16).rev().map(|digit| b"0123456789abcdef"[(id >> (digit * 4)) as usize & 15]));
     out.extend_from_slice(b"\",\"amount\":\"");
     // Many small amounts and a few large ones.
-    hundredths(1 + ((numbers & 0xFFFF) * (numbers >> 16 & 0xFFFF) >> 12) as i64, out);
+    hundredths(1 + (((numbers & 0xFFFF) * ((numbers >> 16) & 0xFFFF)) >> 12) as i64, out);
     out.extend_from_slice(b"\",\"currency\":\"");
     out.extend_from_slice(CURRENCIES[record.key as usize & 3].as_bytes());
     out.extend_from_slice(b"\",\"merchant\":\"");

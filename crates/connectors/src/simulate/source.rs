@@ -251,7 +251,10 @@ impl Simulate {
         let logged: Beginning = match text.strip_prefix(LOG_VERSION).map(serde_json::from_str) {
             Some(Ok(logged)) => logged,
             Some(Err(error)) => {
-                return Err(Error::new(class::CHECKPOINT_MISMATCH, format!("{place} is not of a simulate source: {error}")));
+                return Err(Error::new(
+                    class::CHECKPOINT_MISMATCH,
+                    format!("{place} is not of a simulate source: {error}"),
+                ));
             }
             None => {
                 return Err(Error::new(class::CHECKPOINT_MISMATCH, format!("{place} does not begin with `v1`")));
@@ -404,8 +407,10 @@ mod tests {
     fn values(inputs: &[Input]) -> Vec<Vec<u8>> {
         let mut values: Vec<(u64, Vec<u8>)> = Vec::new();
         for input in inputs {
-            let Input::Records(RecordBlock { payload: Payload::Values(array), position: Position::Sequence { first, .. } }) =
-                input
+            let Input::Records(RecordBlock {
+                payload: Payload::Values(array),
+                position: Position::Sequence { first, .. },
+            }) = input
             else {
                 panic!("not a block of a sequence")
             };

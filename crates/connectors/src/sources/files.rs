@@ -99,7 +99,10 @@ impl SourceFactory for FilesFactory {
             ("max_bytes_per_batch", settings.max_bytes_per_batch),
         ] {
             if limit == Some(0) {
-                return Err(Error::new(class::CONFIG_INVALID, format!("{name} is 0: give at least 1, or leave it out")));
+                return Err(Error::new(
+                    class::CONFIG_INVALID,
+                    format!("{name} is 0: give at least 1, or leave it out"),
+                ));
             }
         }
         let listing = Listing::new(&settings.path, settings.recursive, settings.settle.0)?;
@@ -147,7 +150,8 @@ impl Files {
     /// How many of the files, from the front, make the next batch: as many as the limits allow, but at least one.
     fn batch_len(&self, files: &[Found], limit: &ReadLimit) -> usize {
         // Records cannot be counted before they are read: with a limit on them, a single file is the smallest step.
-        let most_files = if limit.max_records.is_some() { 1 } else { self.settings.max_files_per_batch.unwrap_or(u64::MAX) };
+        let most_files =
+            if limit.max_records.is_some() { 1 } else { self.settings.max_files_per_batch.unwrap_or(u64::MAX) };
         let most_bytes = self.settings.max_bytes_per_batch.unwrap_or(u64::MAX);
         let mut bytes = 0_u64;
         let fitting = files.iter().take(usize::try_from(most_files).unwrap_or(usize::MAX)).take_while(|file| {
@@ -162,7 +166,8 @@ impl Files {
         if guard.is_none() {
             *guard = Some(FileLog::load(self.context.log.clone()).await?);
         }
-        tokio::sync::MutexGuard::try_map(guard, Option::as_mut).map_err(|_| Error::bug("the log of files was not loaded"))
+        tokio::sync::MutexGuard::try_map(guard, Option::as_mut)
+            .map_err(|_| Error::bug("the log of files was not loaded"))
     }
 }
 
@@ -331,9 +336,9 @@ impl Unit {
         Ok(match (content, text::Codec::of(&file.path)) {
             (FileContent::Parquet, _) => parquet::row_groups(&file)?.into_iter().map(Self::RowGroup).collect(),
             (FileContent::Lines, Some(codec)) => vec![Self::Compressed { file, codec }],
-            (FileContent::Lines, None) => text::parts(file.size)
-                .map(|(start, end)| Self::Lines { file: file.clone(), start, end })
-                .collect(),
+            (FileContent::Lines, None) => {
+                text::parts(file.size).map(|(start, end)| Self::Lines { file: file.clone(), start, end }).collect()
+            }
         })
     }
 
@@ -386,7 +391,9 @@ fn read_units(units: &[Unit], schema: &SchemaRef, output: &Output) -> Result<()>
 fn io_error(action: &str, path: &Path, error: io::Error) -> Error {
     let shown = path.display();
     let (class, message) = match error.kind() {
-        io::ErrorKind::NotFound => (class::STORAGE_NOT_FOUND, format!("{shown} does not exist: check the source's path")),
+        io::ErrorKind::NotFound => {
+            (class::STORAGE_NOT_FOUND, format!("{shown} does not exist: check the source's path"))
+        }
         io::ErrorKind::PermissionDenied => (
             class::STORAGE_PERMISSION_DENIED,
             format!("user {} may not {action} {shown}: grant the right to read it", user()),

@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 
 use self::client::{Bounds, Client};
 use self::offsets::Offsets;
-use self::reader::{PartitionRange, Reader};
+use self::reader::{PartitionRange, Reader, Task};
 use super::stream::read_ahead;
 
 pub use self::client::classify;
@@ -100,7 +100,10 @@ impl Kafka {
 
 fn parse_log(content: &Bytes) -> Result<Offsets> {
     let json = content.strip_prefix(LOG_HEAD).and_then(|json| std::str::from_utf8(json).ok()).ok_or_else(|| {
-        Error::new(class::CHECKPOINT_MISMATCH, "it is not of a kafka source: it does not begin with a zero byte and `v1`")
+        Error::new(
+            class::CHECKPOINT_MISMATCH,
+            "it is not of a kafka source: it does not begin with a zero byte and `v1`",
+        )
     })?;
     Offset::from_json(json.trim_end()).decode()
 }
@@ -145,8 +148,7 @@ impl Source for Kafka {
                 if ranges.is_empty() {
                     return Ok(Vec::new());
                 }
-                let reader = link.reader(ranges.len())?;
-                let tasks = reader.prepare(ranges)?;
+                let (reader, tasks) = link.prepare(&ranges)?;
                 Ok(reader::share_out(tasks, parallelism.max(1))
                     .into_iter()
                     .map(|share| (link.clone(), reader.clone(), share))
@@ -194,7 +196,8 @@ impl Source for Kafka {
 
     async fn lag(&self, end: Option<&Offset>) -> Result<Option<Lag>> {
         let end = self.start(end).await?;
-        let bounds = self.blocking(|link| link.with_client(|client| client.bounds(&client.topics(&link.topics)?))).await?;
+        let bounds =
+            self.blocking(|link| link.with_client(|client| client.bounds(&client.topics(&link.topics)?))).await?;
         let partitions: Vec<_> = bounds
             .iter()
             .map(|((topic, partition), Bounds { low, high })| {
@@ -249,15 +252,24 @@ impl Link {
         result
     }
 
-    fn reader(&self, partitions: usize) -> Result<Arc<Reader>> {
+    /// A reader whose queues are at the starts of the ranges, and what it has to read.
+    fn prepare(&self, ranges: &[PartitionRange]) -> Result<(Arc<Reader>, Vec<Task>)> {
         let mut current = locked(&self.reader);
-        match &*current {
-            Some(reader) if reader.is_usable() => Ok(reader.clone()),
-            _ => {
-                let config = self.settings.reader_config(&self.group, partitions)?;
-                Ok(current.insert(Arc::new(Reader::new(&config, &self.settings)?)).clone())
+        if let Some(reader) = &*current {
+            match reader.prepare(ranges) {
+                Ok(Some(tasks)) => return Ok((reader.clone(), tasks)),
+                Ok(None) => {}
+                Err(error) => {
+                    current.take();
+                    return Err(error);
+                }
             }
         }
+        let config = self.settings.reader_config(&self.group, ranges.len())?;
+        let reader = Arc::new(Reader::new(&config, &self.settings)?);
+        let tasks = reader.prepare(ranges)?.ok_or_else(|| Error::bug("a new reader is already in use"))?;
+        *current = Some(reader.clone());
+        Ok((reader, tasks))
     }
 
     fn discard_reader(&self, reader: &Arc<Reader>) {
@@ -379,7 +391,10 @@ impl Link {
         if self.settings.fail_on_data_loss {
             return Err(Error::new(
                 class::DATA_LOSS,
-                format!("{what} (brokers {}); set fail_on_data_loss: false to go on with what is left", self.settings.brokers),
+                format!(
+                    "{what} (brokers {}); set fail_on_data_loss: false to go on with what is left",
+                    self.settings.brokers
+                ),
             ));
         }
         tracing::warn!(brokers = self.settings.brokers, "records are lost: {what}; going on with what is left");

@@ -67,7 +67,9 @@ mod tests {
             Err(Error::new(class::TIMEOUT, "late"))
         });
         for expected in 0..10 {
-            let Input::Rows(_, Position::File { offset, .. }) = stream.try_next().await.unwrap().unwrap() else { panic!() };
+            let Input::Rows(_, Position::File { offset, .. }) = stream.try_next().await.unwrap().unwrap() else {
+                panic!()
+            };
             assert_eq!(offset, expected);
         }
         assert_eq!(stream.try_next().await.unwrap_err().class(), class::TIMEOUT);

@@ -46,7 +46,9 @@ impl Listing {
         let local = match path.split_once("://") {
             Some(("file", local)) => local,
             Some((scheme, _)) => {
-                return Err(invalid(format!("`{scheme}` is not a local path; the files source reads local files only")));
+                return Err(invalid(format!(
+                    "`{scheme}` is not a local path; the files source reads local files only"
+                )));
             }
             None => path,
         };
@@ -165,8 +167,8 @@ impl Scan<'_> {
 
     /// Takes a file unless it has been seen or is unfinished. `metadata` is only asked for files that have not been seen.
     fn take(&mut self, path: &Path, metadata: impl FnOnce() -> io::Result<Metadata>) -> Result<()> {
-        let url = url::Url::from_file_path(path)
-            .map_err(|()| Error::bug(format!("{} is not absolute", path.display())))?;
+        let url =
+            url::Url::from_file_path(path).map_err(|()| Error::bug(format!("{} is not absolute", path.display())))?;
         if self.seen.contains(url.as_str()) {
             return Ok(());
         }

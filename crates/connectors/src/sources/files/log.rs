@@ -90,7 +90,8 @@ impl FileLog {
     }
 
     async fn read(&self, name: &str) -> Result<Vec<Entry>> {
-        let corrupt = |what: String| Error::new(class::CHECKPOINT_CORRUPT, format!("log of files, entry {name}: {what}"));
+        let corrupt =
+            |what: String| Error::new(class::CHECKPOINT_CORRUPT, format!("log of files, entry {name}: {what}"));
         let content = self.log.read(name).await?.ok_or_else(|| corrupt("it vanished while it was read".into()))?;
         let text = std::str::from_utf8(&content).map_err(|e| corrupt(e.to_string()))?;
         let mut lines = text.lines();
@@ -102,7 +103,9 @@ impl FileLog {
             }
         }
         lines
-            .map(|line| serde_json::from_str(line).map_err(|e| corrupt(format!("the line `{line}` is not of this log: {e}"))))
+            .map(|line| {
+                serde_json::from_str(line).map_err(|e| corrupt(format!("the line `{line}` is not of this log: {e}")))
+            })
             .collect()
     }
 
@@ -115,7 +118,9 @@ impl FileLog {
     fn missing(&self, number: u64) -> Error {
         Error::new(
             class::CHECKPOINT_CORRUPT,
-            format!("entry {number} of the log of files is missing, so it is not known which files were read; restore it"),
+            format!(
+                "entry {number} of the log of files is missing, so it is not known which files were read; restore it"
+            ),
         )
     }
 

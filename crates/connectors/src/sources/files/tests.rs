@@ -66,9 +66,10 @@ fn blocks(inputs: &[Input]) -> Vec<(String, u64, Vec<u8>)> {
     let mut blocks: Vec<_> = inputs
         .iter()
         .map(|input| match input {
-            Input::Records(RecordBlock { payload: Payload::Lines(text), position: Position::File { path, offset } }) => {
-                (path.rsplit('/').next().unwrap().to_owned(), *offset, text.to_vec())
-            }
+            Input::Records(RecordBlock {
+                payload: Payload::Lines(text),
+                position: Position::File { path, offset },
+            }) => (path.rsplit('/').next().unwrap().to_owned(), *offset, text.to_vec()),
             other => panic!("not a block of lines: {other:?}"),
         })
         .collect();
@@ -129,7 +130,9 @@ async fn each_file_is_read_once_and_the_oldest_first() {
 #[tokio::test]
 async fn what_is_not_ready_is_left_alone() {
     let place = Place::new();
-    for name in [".hidden.json", "_SUCCESS", "x.json.tmp", "y.part", "z.inprogress", "_temporary/in.json", ".git/in.json"] {
+    for name in
+        [".hidden.json", "_SUCCESS", "x.json.tmp", "y.part", "z.inprogress", "_temporary/in.json", ".git/in.json"]
+    {
         place.write(name, "{}\n", 60);
     }
     place.write("empty.json", "", 60);
@@ -170,7 +173,9 @@ async fn a_file_from_the_future_is_read_when_it_keeps_still() {
 #[tokio::test]
 async fn globs_find_what_a_shell_finds() {
     let place = Place::new();
-    for name in ["2026-01/a.json", "2026-02/b.json", "2025-12/c.json", "2026-01/d.csv", "2026-01/.e.json", "2026-02/x/f.json"] {
+    for name in
+        ["2026-01/a.json", "2026-02/b.json", "2025-12/c.json", "2026-01/d.csv", "2026-01/.e.json", "2026-02/x/f.json"]
+    {
         place.write(name, "{}\n", 60);
     }
     for (glob, expected) in [
@@ -283,7 +288,11 @@ async fn the_log_is_sparks_and_is_compacted() {
 
     let again = place.open(settings);
     assert_eq!(latest(&*again, end.as_ref()).await, end, "all are known");
-    assert_eq!(names_of(&*again, 3, 5).await, ["004.json", "005.json"], "old ranges can be read from the compact entry");
+    assert_eq!(
+        names_of(&*again, 3, 5).await,
+        ["004.json", "005.json"],
+        "old ranges can be read from the compact entry"
+    );
 }
 
 async fn names_of(source: &dyn Source, start: u64, end: u64) -> Vec<String> {
@@ -381,7 +390,13 @@ async fn big_files_are_cut_at_line_ends_for_all_cores() {
 async fn lines_longer_than_a_block_are_delivered_whole() {
     const BLOCK: usize = 2 << 20;
     // Lines that end exactly at, just before and just behind the borders of blocks, and ones that span several.
-    for lengths in [vec![BLOCK, 10], vec![BLOCK - 1, 10], vec![BLOCK + 1, 10], vec![3, 5 * BLOCK, 3, 2 * BLOCK + 7, 1], vec![BLOCK * 3]] {
+    for lengths in [
+        vec![BLOCK, 10],
+        vec![BLOCK - 1, 10],
+        vec![BLOCK + 1, 10],
+        vec![3, 5 * BLOCK, 3, 2 * BLOCK + 7, 1],
+        vec![BLOCK * 3],
+    ] {
         let mut text = Vec::new();
         for (at, length) in lengths.iter().enumerate() {
             text.extend(std::iter::repeat_n(b'a' + at as u8, length - 1));
@@ -397,9 +412,11 @@ async fn lines_longer_than_a_block_are_delivered_whole() {
         let end = latest(&*source, None).await.unwrap();
         let read = collect(&*source, None, &end, 2).await;
         for (_, _, block) in blocks(&read) {
-            let whole = block.strip_suffix(b"\n").unwrap_or(&block).split(|b| *b == b'\n').all(|line| {
-                line.iter().all(|b| b == &line[0]) && lengths.contains(&(line.len() + 1))
-            });
+            let whole = block
+                .strip_suffix(b"\n")
+                .unwrap_or(&block)
+                .split(|b| *b == b'\n')
+                .all(|line| line.iter().all(|b| b == &line[0]) && lengths.contains(&(line.len() + 1)));
             assert!(whole, "lines are whole");
         }
         let found = contents(&read);
@@ -444,7 +461,8 @@ async fn a_directory_that_is_not_there_is_named() {
     let world = World::new();
     for path in ["/nowhere/at/all", "/nowhere/*.json", "/nowhere/**/*.json"] {
         let source = FilesSource::new(path).factory(FileContent::Lines).open(world.context()).unwrap();
-        for error in [source.check().await.unwrap_err(), source.latest(None, &ReadLimit::default()).await.unwrap_err()] {
+        for error in [source.check().await.unwrap_err(), source.latest(None, &ReadLimit::default()).await.unwrap_err()]
+        {
             assert_eq!(error.class(), class::STORAGE_NOT_FOUND, "{path}");
             assert!(error.to_string().contains("/nowhere"), "{error}");
         }

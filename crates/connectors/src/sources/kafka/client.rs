@@ -52,11 +52,11 @@ impl ClientContext for Events {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
         let Some(code) = error.rdkafka_error_code() else { return };
+        if code == RDKafkaErrorCode::PartitionEOF {
+            return; // Told as an error, and none.
+        }
         let mut complaints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let refused = matches!(
-            classify(code, reason).code,
-            "AuthenticationFailed" | "TlsFailed"
-        );
+        let refused = matches!(classify(code, reason).code, "AuthenticationFailed" | "TlsFailed");
         complaints.hopeless |= refused || code == RDKafkaErrorCode::AllBrokersDown;
         // That all brokers are down is only the sum of what was said about each.
         if code != RDKafkaErrorCode::AllBrokersDown {
@@ -84,8 +84,9 @@ impl Events {
         let (class, why) = match (code, complaint) {
             // That nothing came back is explained by what went wrong meanwhile.
             (Some(code), Some((cause, reason))) if is_silence(code) => (classify(cause, &reason), reason),
+            (Some(code), None) if is_silence(code) => (class::TIMEOUT, "no broker answered in time".to_owned()),
             (Some(code), _) => (classify(code, &error.to_string()), code.to_string()),
-            (None, _) => return config_error(&error),
+            (None, _) => (class::SERVER_UNAVAILABLE, error.to_string()),
         };
         let advice = advice(class);
         Error::new(class, format!("Kafka at {brokers}: {what}: {why}{advice}")).caused_by(error)
@@ -97,7 +98,12 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::*;
     matches!(
         code,
-        OperationTimedOut | TimedOutQueue | MessageTimedOut | BrokerTransportFailure | AllBrokersDown | WaitingForCoordinator
+        OperationTimedOut
+            | TimedOutQueue
+            | MessageTimedOut
+            | BrokerTransportFailure
+            | AllBrokersDown
+            | WaitingForCoordinator
     )
 }
 
@@ -127,7 +133,9 @@ pub fn classify(code: RDKafkaErrorCode, reason: &str) -> &'static ErrorClass {
         | ClusterAuthorizationFailed
         | TransactionalIdAuthorizationFailed
         | DelegationTokenAuthorizationFailed => class::AUTHORIZATION_FAILED,
-        UnknownTopic | UnknownPartition | UnknownTopicOrPartition | UnknownTopicId | InvalidTopic => class::TARGET_MISSING,
+        UnknownTopic | UnknownPartition | UnknownTopicOrPartition | UnknownTopicId | InvalidTopic => {
+            class::TARGET_MISSING
+        }
         BrokerTransportFailure | AllBrokersDown | NetworkException | BrokerDestroy | DestroyBroker => {
             // One code for all that can befall a connection; the text tells them apart.
             if reason.contains("Connection refused") {
@@ -149,8 +157,15 @@ pub fn classify(code: RDKafkaErrorCode, reason: &str) -> &'static ErrorClass {
             class::SINK_REJECTED
         }
         BadMessage | InvalidMessage | BadCompression | InvalidMessageSize => class::MALFORMED_RECORD,
-        InvalidArgument | InvalidConfig | UnsupportedFeature | NotImplemented | UnsupportedVersion | InvalidGroupId
-        | InvalidReplicationFactor | InvalidPartitions | UnsupportedCompressionType => class::CONFIG_INVALID,
+        InvalidArgument
+        | InvalidConfig
+        | UnsupportedFeature
+        | NotImplemented
+        | UnsupportedVersion
+        | InvalidGroupId
+        | InvalidReplicationFactor
+        | InvalidPartitions
+        | UnsupportedCompressionType => class::CONFIG_INVALID,
         // Leaders move, coordinators load, disks fail: brokers that cannot answer now.
         _ => class::SERVER_UNAVAILABLE,
     }
@@ -310,7 +325,8 @@ impl Client {
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let what = || format!("asking for the offsets of topic {}", topics.keys().cloned().collect::<Vec<_>>().join(", "));
+        let what =
+            || format!("asking for the offsets of topic {}", topics.keys().cloned().collect::<Vec<_>>().join(", "));
         // The request is Kafka's ListOffsets, in which the start and the end are special timestamps.
         let answer = self.ask(&what(), |timeout| {
             let mut list = TopicPartitionList::with_capacity(wanted.len());
@@ -377,14 +393,18 @@ impl Client {
                 -1 => *high,
                 -2 => *low,
                 beyond if beyond > high => {
-                    return Err(invalid(format!("partition {partition} of topic {topic} ends at offset {high}, before {beyond}")));
+                    return Err(invalid(format!(
+                        "partition {partition} of topic {topic} ends at offset {high}, before {beyond}"
+                    )));
                 }
                 offset => *offset,
             };
             offsets.set(topic, *partition, offset);
         }
         for (topic, partitions) in given {
-            if let Some(unknown) = partitions.keys().find(|partition| !bounds.contains_key(&(topic.clone(), **partition))) {
+            if let Some(unknown) =
+                partitions.keys().find(|partition| !bounds.contains_key(&(topic.clone(), **partition)))
+            {
                 return Err(invalid(format!("topic {topic} has no partition {unknown}")));
             }
         }
@@ -393,7 +413,8 @@ impl Client {
 
     /// Commits offsets to the consumer group.
     pub(super) fn commit(&self, offsets: &Offsets) -> Result<()> {
-        let explain = |error| self.consumer.context().explain(error, &self.brokers, "committing offsets to the consumer group");
+        let explain =
+            |error| self.consumer.context().explain(error, &self.brokers, "committing offsets to the consumer group");
         let mut list = TopicPartitionList::new();
         for (topic, partition, offset) in offsets.iter() {
             list.add_partition_offset(topic, partition, At::Offset(offset)).map_err(explain)?;
@@ -425,7 +446,9 @@ pub(super) fn missing_topic(brokers: &str, name: &str, mut existing: Vec<String>
     };
     Error::new(
         class::TARGET_MISSING,
-        format!("Kafka at {brokers} has no topic {name} (or the user may not see it): {nearest}; create it, or correct its name"),
+        format!(
+            "Kafka at {brokers} has no topic {name} (or the user may not see it): {nearest}; create it, or correct its name"
+        ),
     )
 }
 
@@ -437,7 +460,11 @@ mod tests {
     fn errors_are_classified_by_their_cause() {
         use RDKafkaErrorCode::*;
         for (code, reason, expected) in [
-            (BrokerTransportFailure, "Connect to ipv4#127.0.0.1:1 failed: Connection refused", class::CONNECTION_REFUSED),
+            (
+                BrokerTransportFailure,
+                "Connect to ipv4#127.0.0.1:1 failed: Connection refused",
+                class::CONNECTION_REFUSED,
+            ),
             (BrokerTransportFailure, "Failed to resolve 'nowhere:9092'", class::NAME_NOT_RESOLVED),
             (BrokerTransportFailure, "SSL handshake failed: certificate verify failed", class::TLS_FAILED),
             (BrokerTransportFailure, "Disconnected (after 3ms in state UP)", class::CONNECTION_LOST),
@@ -459,7 +486,8 @@ mod tests {
         events.error(KafkaError::Global(RDKafkaErrorCode::Resolve), "Failed to resolve 'nowhere:9092'");
         events.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         assert!(events.is_hopeless());
-        let error = events.explain(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut), "nowhere:9092", "listing");
+        let error =
+            events.explain(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut), "nowhere:9092", "listing");
         assert_eq!(error.class(), class::NAME_NOT_RESOLVED);
         assert!(error.to_string().contains("Kafka at nowhere:9092: listing: Failed to resolve"), "{error}");
         events.forget();

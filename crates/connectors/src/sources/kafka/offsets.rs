@@ -63,7 +63,8 @@ pub(super) fn plan_end(
         // A new partition enters the offsets with its first records; an unread one would look read from its start on.
         if !is_new_and_empty {
             // Nothing read: stay, even where the first readable record is further on.
-            let at = if share == 0 { known.filter(|known| *known >= start).unwrap_or(start) } else { start + share as i64 };
+            let at =
+                if share == 0 { known.filter(|known| *known >= start).unwrap_or(start) } else { start + share as i64 };
             end.set(topic, partition, at);
         }
     }
@@ -86,20 +87,26 @@ pub(super) fn share_limit(waiting: &[u64], limit: u64) -> Vec<u64> {
         order.into_iter().take(limit as usize).for_each(|at| shares[at] = 1);
         return shares;
     }
-    // One for each, and of the rest as much as the running sum says: rounding never adds up to more than the limit.
-    let (rest, rest_total) = (u128::from(limit - busy), total - u128::from(busy));
+    // As much as the running sum says: rounding never adds up to more than the limit.
     let (mut so_far, mut given) = (0_u128, 0_u128);
-    waiting
-        .iter()
-        .map(|count| {
-            let Some(more) = count.checked_sub(1) else { return 0 };
-            so_far += u128::from(more);
-            let sum = rest * so_far / rest_total;
-            let share = 1 + (sum - given) as u64;
-            given = sum;
-            share
-        })
-        .collect()
+    let mut shares: Vec<u64> = Vec::with_capacity(waiting.len());
+    for count in waiting {
+        so_far += u128::from(*count);
+        let sum = u128::from(limit) * so_far / total;
+        shares.push((sum - given) as u64);
+        given = sum;
+    }
+    // Who gets nothing gets one from the largest share.
+    for at in 0..shares.len() {
+        if waiting[at] > 0
+            && shares[at] == 0
+            && let Some(largest) = shares.iter_mut().max()
+        {
+            *largest -= 1;
+            shares[at] = 1;
+        }
+    }
+    shares
 }
 
 #[cfg(test)]
@@ -111,7 +118,10 @@ mod tests {
     }
 
     fn ready(partitions: &[(&str, i32, i64, i64)]) -> BTreeMap<(String, i32), (i64, i64)> {
-        partitions.iter().map(|(topic, partition, low, high)| (((*topic).to_owned(), *partition), (*low, *high))).collect()
+        partitions
+            .iter()
+            .map(|(topic, partition, low, high)| (((*topic).to_owned(), *partition), (*low, *high)))
+            .collect()
     }
 
     #[test]
@@ -154,12 +164,20 @@ mod tests {
         let from = offsets(r#"{"t":{"0":10,"1":20}}"#);
         let now = ready(&[("t", 0, 10, 110), ("t", 1, 20, 20), ("t", 2, 0, 100), ("t", 3, 0, 0)]);
         let all = plan_end(&from, &now, None, u64::MAX);
-        assert_eq!(all, offsets(r#"{"t":{"0":110,"1":20,"2":100}}"#), "an empty new partition waits for its first record");
+        assert_eq!(
+            all,
+            offsets(r#"{"t":{"0":110,"1":20,"2":100}}"#),
+            "an empty new partition waits for its first record"
+        );
         assert_eq!(plan_end(&from, &now, None, 20), offsets(r#"{"t":{"0":20,"1":20,"2":10}}"#));
         let until = offsets(r#"{"t":{"0":15,"1":20}}"#);
         assert_eq!(plan_end(&from, &now, Some(&until), 100), until, "what is not in the fixed end is left for later");
         assert_eq!(plan_end(&until, &now_from(&now, 15), Some(&until), 100), until);
-        assert_eq!(plan_end(&from, &ready(&[("t", 0, 10, 11)]), None, 9), offsets(r#"{"t":{"0":11}}"#), "a gone one goes");
+        assert_eq!(
+            plan_end(&from, &ready(&[("t", 0, 10, 11)]), None, 9),
+            offsets(r#"{"t":{"0":11}}"#),
+            "a gone one goes"
+        );
     }
 
     fn now_from(now: &BTreeMap<(String, i32), (i64, i64)>, start: i64) -> BTreeMap<(String, i32), (i64, i64)> {

@@ -116,7 +116,9 @@ impl KafkaSource {
             (None, Some(topics), None) => Subscription::Names(topics.clone()),
             (None, None, Some(pattern)) => match regex::Regex::new(&format!("^(?:{pattern})$")) {
                 Ok(regex) => Subscription::Pattern(regex),
-                Err(error) => return invalid(format!("topic_pattern `{pattern}` is not a regular expression: {error}")),
+                Err(error) => {
+                    return invalid(format!("topic_pattern `{pattern}` is not a regular expression: {error}"));
+                }
             },
             _ => return invalid("give exactly one of topic, topics and topic_pattern".into()),
         };
@@ -133,10 +135,14 @@ impl KafkaSource {
                 }
             }
             if names.len() > 1 && matches!(self.starting_offsets, StartingOffsets::Partitions(_)) {
-                return invalid("starting_offsets by partition is for one topic: write {topic: {0: 15}} for several".into());
+                return invalid(
+                    "starting_offsets by partition is for one topic: write {topic: {0: 15}} for several".into(),
+                );
             }
         } else if matches!(self.starting_offsets, StartingOffsets::Partitions(_)) {
-            return invalid("starting_offsets by partition is for one topic: write {topic: {0: 15}} with a topic_pattern".into());
+            return invalid(
+                "starting_offsets by partition is for one topic: write {topic: {0: 15}} with a topic_pattern".into(),
+            );
         }
         Ok(subscription)
     }
@@ -151,10 +157,13 @@ impl KafkaSource {
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "error")
             .set("allow.auto.create.topics", "false")
-            .set("isolation.level", match self.isolation {
-                Isolation::ReadCommitted => "read_committed",
-                Isolation::ReadUncommitted => "read_uncommitted",
-            });
+            .set(
+                "isolation.level",
+                match self.isolation {
+                    Isolation::ReadCommitted => "read_committed",
+                    Isolation::ReadUncommitted => "read_uncommitted",
+                },
+            );
         Ok(config)
     }
 
@@ -221,9 +230,10 @@ impl<'de> Deserialize<'de> for StartingOffsets {
                 match text.trim() {
                     "latest" => Ok(StartingOffsets::Latest),
                     "earliest" => Ok(StartingOffsets::Earliest),
-                    other => other.parse().map(StartingOffsets::Timestamp).map_err(|_| {
-                        E::invalid_value(de::Unexpected::Str(text), &self)
-                    }),
+                    other => other
+                        .parse()
+                        .map(StartingOffsets::Timestamp)
+                        .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self)),
                 }
             }
 
@@ -272,7 +282,9 @@ impl<'de> Deserialize<'de> for StartingOffsets {
             if offset >= -2 {
                 Ok(offset)
             } else {
-                Err(E::custom(format!("{offset} is not an offset: give 0 or more, -1 for the end, or -2 for the start")))
+                Err(E::custom(format!(
+                    "{offset} is not an offset: give 0 or more, -1 for the end, or -2 for the start"
+                )))
             }
         }
 
@@ -533,6 +545,8 @@ mod tests {
             assert_eq!(error.class(), class::CONFIG_INVALID, "{properties}");
             assert!(error.to_string().contains(part), "{properties}: {error}");
         }
-        assert!(serde_json::from_str::<KafkaSource>(r#"{"brokers": "b", "topic": "t", "fail_on_dataloss": true}"#).is_err());
+        assert!(
+            serde_json::from_str::<KafkaSource>(r#"{"brokers": "b", "topic": "t", "fail_on_dataloss": true}"#).is_err()
+        );
     }
 }

@@ -195,12 +195,13 @@ impl Generator {
         let origin = self.origin(number);
         let mut fate = Random::new(self.recipe.seed, origin, Stream::Fate);
         let (decoding, time) = (fate.next(), fate.next());
-        let malformed = ((decoding as u32) < self.malformed).then(|| match (decoding >> 32) & 3 {
-            0 => Malformation::Truncated,
-            1 => Malformation::Garbage,
-            2 => Malformation::WrongType,
-            _ => Malformation::MissingField,
-        });
+        let malformed = match (decoding >> 32) & 3 {
+            _ if (decoding as u32) >= self.malformed => None,
+            0 => Some(Malformation::Truncated),
+            1 => Some(Malformation::Garbage),
+            2 => Some(Malformation::WrongType),
+            _ => Some(Malformation::MissingField),
+        };
         // Less than 2^53 milliseconds in any case: 2^64 nanoseconds are 584 years.
         let in_order = self.recipe.start_ms + (origin.saturating_mul(self.recipe.interval_ns) / 1_000_000) as i64;
         let (draw, back) = (time as u32, time >> 32);

@@ -206,7 +206,7 @@ pub(super) fn transactions(record: &Record, random: &mut Random, out: &mut Vec<u
     out.extend((0..16).rev().map(|digit| b"0123456789abcdef"[(id >> (digit * 4)) as usize & 15]));
     out.extend_from_slice(b"\",\"amount\":\"");
     // Many small amounts and a few large ones.
-    hundredths(1 + ((numbers & 0xFFFF) * (numbers >> 16 & 0xFFFF) >> 12) as i64, out);
+    hundredths(1 + (((numbers & 0xFFFF) * ((numbers >> 16) & 0xFFFF)) >> 12) as i64, out);
     out.extend_from_slice(b"\",\"currency\":\"");
     out.extend_from_slice(CURRENCIES[record.key as usize & 3].as_bytes());
     out.extend_from_slice(b"\",\"merchant\":\"");

@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 
 use self::client::{Bounds, Client};
 use self::offsets::Offsets;
-use self::reader::{PartitionRange, Reader};
+use self::reader::{PartitionRange, Reader, Task};
 use super::stream::read_ahead;
 
 pub use self::client::classify;
@@ -148,8 +148,7 @@ impl Source for Kafka {
                 if ranges.is_empty() {
                     return Ok(Vec::new());
                 }
-                let reader = link.reader(ranges.len())?;
-                let tasks = reader.prepare(ranges)?;
+                let (reader, tasks) = link.prepare(&ranges)?;
                 Ok(reader::share_out(tasks, parallelism.max(1))
                     .into_iter()
                     .map(|share| (link.clone(), reader.clone(), share))
@@ -253,15 +252,24 @@ impl Link {
         result
     }
 
-    fn reader(&self, partitions: usize) -> Result<Arc<Reader>> {
+    /// A reader whose queues are at the starts of the ranges, and what it has to read.
+    fn prepare(&self, ranges: &[PartitionRange]) -> Result<(Arc<Reader>, Vec<Task>)> {
         let mut current = locked(&self.reader);
-        match &*current {
-            Some(reader) if reader.is_usable() => Ok(reader.clone()),
-            _ => {
-                let config = self.settings.reader_config(&self.group, partitions)?;
-                Ok(current.insert(Arc::new(Reader::new(&config, &self.settings)?)).clone())
+        if let Some(reader) = &*current {
+            match reader.prepare(ranges) {
+                Ok(Some(tasks)) => return Ok((reader.clone(), tasks)),
+                Ok(None) => {}
+                Err(error) => {
+                    current.take();
+                    return Err(error);
+                }
             }
         }
+        let config = self.settings.reader_config(&self.group, ranges.len())?;
+        let reader = Arc::new(Reader::new(&config, &self.settings)?);
+        let tasks = reader.prepare(ranges)?.ok_or_else(|| Error::bug("a new reader is already in use"))?;
+        *current = Some(reader.clone());
+        Ok((reader, tasks))
     }
 
     fn discard_reader(&self, reader: &Arc<Reader>) {

@@ -52,6 +52,9 @@ impl ClientContext for Events {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "librdkafka", %error, "{reason}");
         let Some(code) = error.rdkafka_error_code() else { return };
+        if code == RDKafkaErrorCode::PartitionEOF {
+            return; // Told as an error, and none.
+        }
         let mut complaints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = matches!(classify(code, reason).code, "AuthenticationFailed" | "TlsFailed");
         complaints.hopeless |= refused || code == RDKafkaErrorCode::AllBrokersDown;
@@ -81,8 +84,9 @@ impl Events {
         let (class, why) = match (code, complaint) {
             // That nothing came back is explained by what went wrong meanwhile.
             (Some(code), Some((cause, reason))) if is_silence(code) => (classify(cause, &reason), reason),
+            (Some(code), None) if is_silence(code) => (class::TIMEOUT, "no broker answered in time".to_owned()),
             (Some(code), _) => (classify(code, &error.to_string()), code.to_string()),
-            (None, _) => return config_error(&error),
+            (None, _) => (class::SERVER_UNAVAILABLE, error.to_string()),
         };
         let advice = advice(class);
         Error::new(class, format!("Kafka at {brokers}: {what}: {why}{advice}")).caused_by(error)

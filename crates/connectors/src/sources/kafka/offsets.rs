@@ -87,20 +87,26 @@ pub(super) fn share_limit(waiting: &[u64], limit: u64) -> Vec<u64> {
         order.into_iter().take(limit as usize).for_each(|at| shares[at] = 1);
         return shares;
     }
-    // One for each, and of the rest as much as the running sum says: rounding never adds up to more than the limit.
-    let (rest, rest_total) = (u128::from(limit - busy), total - u128::from(busy));
+    // As much as the running sum says: rounding never adds up to more than the limit.
     let (mut so_far, mut given) = (0_u128, 0_u128);
-    waiting
-        .iter()
-        .map(|count| {
-            let Some(more) = count.checked_sub(1) else { return 0 };
-            so_far += u128::from(more);
-            let sum = rest * so_far / rest_total;
-            let share = 1 + (sum - given) as u64;
-            given = sum;
-            share
-        })
-        .collect()
+    let mut shares: Vec<u64> = Vec::with_capacity(waiting.len());
+    for count in waiting {
+        so_far += u128::from(*count);
+        let sum = u128::from(limit) * so_far / total;
+        shares.push((sum - given) as u64);
+        given = sum;
+    }
+    // Who gets nothing gets one from the largest share.
+    for at in 0..shares.len() {
+        if waiting[at] > 0
+            && shares[at] == 0
+            && let Some(largest) = shares.iter_mut().max()
+        {
+            *largest -= 1;
+            shares[at] = 1;
+        }
+    }
+    shares
 }
 
 #[cfg(test)]

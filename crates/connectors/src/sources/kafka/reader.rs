@@ -55,8 +55,8 @@ pub(super) struct Reader {
     consumer: Arc<BaseConsumer<Events>>,
     brokers: String,
     timeout: Duration,
-    /// Partitions that no batch is reading.
-    idle: Mutex<HashMap<Key, Partition>>,
+    /// All assigned partitions; `None` for one that a batch is reading.
+    partitions: Mutex<HashMap<Key, Option<Partition>>>,
     /// A thread went away with partitions: the queues are not where they were thought to be.
     broken: AtomicBool,
 }
@@ -68,7 +68,7 @@ impl Reader {
             consumer: Arc::new(consumer),
             brokers: settings.brokers.clone(),
             timeout: settings.timeout.0,
-            idle: Mutex::default(),
+            partitions: Mutex::default(),
             broken: AtomicBool::new(false),
         })
     }
@@ -79,17 +79,22 @@ impl Reader {
 
     /// Makes sure that the partitions are assigned and that their queues are at the start of their ranges. What is assigned but not
     /// read any more keeps its place: a partition without new records in this batch has some in the next.
-    pub(super) fn prepare(self: &Arc<Self>, ranges: Vec<PartitionRange>) -> Result<Vec<Task>> {
-        let mut idle = locked(&self.idle);
+    ///
+    /// `None` where an earlier batch, whose streams were dropped, has not given its partitions back: then it takes another reader.
+    pub(super) fn prepare(self: &Arc<Self>, ranges: &[PartitionRange]) -> Result<Option<Vec<Task>>> {
+        let mut partitions = locked(&self.partitions);
+        let key = |range: &PartitionRange| (range.topic.clone(), range.partition);
+        if !self.is_usable() || ranges.iter().any(|range| matches!(partitions.get(&key(range)), Some(None))) {
+            return Ok(None);
+        }
         let mut tasks = Vec::with_capacity(ranges.len());
         let mut assigned = TopicPartitionList::new();
         for range in ranges {
-            let key = (range.topic.clone(), range.partition);
-            let partition = match idle.remove(&key) {
-                Some(partition) if partition.position == range.start => partition,
+            let (partition, is_fresh) = match partitions.insert(key(range), None).flatten() {
+                Some(partition) if partition.position == range.start => (partition, false),
                 Some(mut partition) => {
-                    self.seek(&mut partition, &range, range.start)?;
-                    partition
+                    self.seek(&mut partition, range, range.start)?;
+                    (partition, true)
                 }
                 None => {
                     // The queue first, so that no record takes the way of the consumer's common queue.
@@ -99,18 +104,19 @@ impl Reader {
                         })?;
                     assigned
                         .add_partition_offset(&range.topic, range.partition, At::Offset(range.start))
-                        .map_err(|error| self.explain(error, &range))?;
-                    Partition { queue, position: range.start, held: None }
+                        .map_err(|error| self.explain(error, range))?;
+                    (Partition { queue, position: range.start, held: None }, true)
                 }
             };
-            tasks.push(Task::new(self.clone(), range, partition));
+            tasks.push(Task::new(self.clone(), range.clone(), partition, is_fresh));
         }
+        drop(partitions);
         if assigned.count() > 0 {
             self.consumer
                 .incremental_assign(&assigned)
                 .map_err(|error| self.consumer.context().explain(error, &self.brokers, "assigning partitions"))?;
         }
-        Ok(tasks)
+        Ok(Some(tasks))
     }
 
     /// Moves a partition to another offset; what was fetched ahead is dropped.
@@ -152,7 +158,7 @@ impl Reader {
         let mut last_record = Instant::now();
         while let Some(mut task) = tasks.pop_front() {
             // Once all had a turn without a record, wait a little.
-            let wait = if idle_turns >= tasks.len() + 1 { IDLE_WAIT } else { Duration::ZERO };
+            let wait = if idle_turns > tasks.len() { IDLE_WAIT } else { Duration::ZERO };
             let (state, records) = task.take_turn(wait, link, output)?;
             if records > 0 {
                 (idle_turns, last_record) = (0, Instant::now());
@@ -209,23 +215,20 @@ enum Turn {
     Abandoned,
 }
 
-/// What is known about the end of a partition.
-///
-/// librdkafka reports once that it has fetched all there is, in order with the records, but not at which offset. A report that is older
-/// than the batch says nothing about the end of the batch's range. One that comes after a seek to the position is about now.
-enum EndOfPartition {
-    Unknown,
-    Reported(Instant),
-    Asked,
-}
-
 /// A range that is being read.
 pub(super) struct Task {
     reader: Arc<Reader>,
     range: PartitionRange,
     /// Taken out when the task is finished; a task that is dropped with it leaves the reader broken.
     partition: Option<Partition>,
-    end: EndOfPartition,
+    /// Whether the queue was moved here for this batch.
+    ///
+    /// librdkafka reports once that it has fetched all that a partition has, but not up to which offset. From a queue that was filled
+    /// before the batch was planned, such a report may be old and say nothing about the end of the range; from one that was moved
+    /// since, it says that there is nothing more in the range.
+    is_fresh: bool,
+    /// Since when an end was reported and no record came.
+    end_reported: Option<Instant>,
     block: Block,
 }
 
@@ -238,22 +241,22 @@ impl Drop for Task {
 }
 
 impl Task {
-    fn new(reader: Arc<Reader>, range: PartitionRange, partition: Partition) -> Self {
-        Self { reader, range, partition: Some(partition), end: EndOfPartition::Unknown, block: Block::default() }
+    fn new(reader: Arc<Reader>, range: PartitionRange, partition: Partition, is_fresh: bool) -> Self {
+        Self { reader, range, partition: Some(partition), is_fresh, end_reported: None, block: Block::default() }
     }
 
     /// Gives the partition, which is at the end of the range now, back to the reader.
     fn finish(mut self) {
         if let Some(partition) = self.partition.take() {
             let partition = Partition { position: self.range.end, ..partition };
-            locked(&self.reader.idle).insert((self.range.topic.clone(), self.range.partition), partition);
+            locked(&self.reader.partitions).insert((self.range.topic.clone(), self.range.partition), Some(partition));
         }
     }
 
     /// Takes what the queue has, up to the end of the range or one block. Waits for the first record as long as `wait`. Returns how many
     /// records there were.
     fn take_turn(&mut self, mut wait: Duration, link: &Link, output: &Output) -> Result<(Turn, usize)> {
-        let Self { reader, range, partition: Some(partition), end, block } = self else {
+        let Self { reader, range, partition: Some(partition), is_fresh, end_reported, block } = self else {
             return Err(Error::bug("a finished task has no turn"));
         };
         let mut records = 0;
@@ -278,6 +281,7 @@ impl Task {
                         continue;
                     }
                     records += 1;
+                    *end_reported = None;
                     if offset >= range.end {
                         partition.held = Some(message.detach());
                         partition.position = range.end;
@@ -290,15 +294,11 @@ impl Task {
                     }
                     continue;
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => match end {
-                    EndOfPartition::Asked => {
-                        link.check_end(&range.topic, range.partition, range.end)?;
-                        partition.position = range.end;
-                    }
-                    EndOfPartition::Unknown | EndOfPartition::Reported(_) => {
-                        *end = EndOfPartition::Reported(Instant::now())
-                    }
-                },
+                Some(Err(KafkaError::PartitionEOF(_))) if *is_fresh => {
+                    link.check_end(&range.topic, range.partition, range.end)?;
+                    partition.position = range.end;
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => *end_reported = Some(Instant::now()),
                 Some(Err(error)) => {
                     let code = error.rdkafka_error_code();
                     let lost = code.is_some_and(|code| classify(code, "").code == "OffsetOutOfRange");
@@ -310,22 +310,18 @@ impl Task {
                     }
                     let next = link.lost_while_reading(&range.topic, range.partition, partition.position)?;
                     reader.seek(partition, range, next)?;
-                    *end = EndOfPartition::Unknown;
+                    *is_fresh = true;
                 }
                 None => {
-                    if let EndOfPartition::Reported(at) = end
-                        && at.elapsed() >= EOF_GRACE
-                    {
+                    // An old report, with the records of the range still on their way? Or are the rest of them gaps? Ask again.
+                    if end_reported.take_if(|at| at.elapsed() >= EOF_GRACE).is_some() {
                         let position = partition.position;
                         reader.seek(partition, range, position)?;
-                        *end = EndOfPartition::Asked;
+                        *is_fresh = true;
                     }
                     break;
                 }
             }
-        }
-        if records > 0 && matches!(end, EndOfPartition::Reported(_)) {
-            *end = EndOfPartition::Unknown;
         }
         let finished = partition.position >= range.end;
         if (finished || block.is_full())

@@ -12,12 +12,11 @@ use serde::de::{self, EnumAccess, VariantAccess};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::format::Format;
-use crate::sources::files::{FileContent, FilesSource};
 
 macro_rules! registry {
     (
         $(#[$doc:meta])*
-        $config:ident: $settings_trait:ident {
+        $config:ident opens $factory:ident {
             $($(#[cfg($cfg:meta)])? $name:literal = $variant:ident($settings:ty);)*
         }
     ) => {
@@ -47,9 +46,10 @@ macro_rules! registry {
                 }
             }
 
-            fn settings(&self) -> &dyn $settings_trait {
+            /// What opens it.
+            pub fn factory(&self) -> Arc<dyn $factory> {
                 match self {
-                    $($(#[cfg($cfg)])? Self::$variant(settings) => settings,)*
+                    $($(#[cfg($cfg)])? Self::$variant(settings) => Arc::new(settings.clone()),)*
                 }
             }
 
@@ -86,17 +86,17 @@ macro_rules! registry {
 
 registry! {
     /// Where a source of a job reads from.
-    SourceConfig: SourceSettings {
+    SourceConfig opens SourceFactory {
         #[cfg(feature = "kafka")]
         "kafka" = Kafka(crate::sources::kafka::KafkaSource);
-        "files" = Files(FilesSource);
+        "files" = Files(crate::sources::files::FilesSource);
         "simulate" = Simulate(crate::simulate::SimulateSource);
     }
 }
 
 registry! {
     /// Where a query of a job writes to.
-    SinkConfig: SinkSettings {
+    SinkConfig opens SinkFactory {
         "sqlite" = Sqlite(crate::sinks::sqlite::SqliteSink);
         "postgres" = Postgres(crate::sinks::postgres::PostgresSink);
         "influxdb" = InfluxDb(crate::sinks::influxdb::InfluxDbSink);
@@ -105,52 +105,10 @@ registry! {
     }
 }
 
-/// What the settings of a source are good for.
-trait SourceSettings {
-    fn factory(&self, format: &Format) -> Arc<dyn SourceFactory>;
-}
-
-/// Most settings are the factory, and records are raw whatever their format is.
-impl<T: SourceFactory + Clone + 'static> SourceSettings for T {
-    fn factory(&self, _: &Format) -> Arc<dyn SourceFactory> {
-        Arc::new(self.clone())
-    }
-}
-
-/// Files are cut into blocks by what they hold.
-impl SourceSettings for FilesSource {
-    fn factory(&self, format: &Format) -> Arc<dyn SourceFactory> {
-        let content = if matches!(format, Format::Parquet) { FileContent::Parquet } else { FileContent::Lines };
-        self.clone().factory(content)
-    }
-}
-
-trait SinkSettings {
-    fn factory(&self) -> Arc<dyn SinkFactory>;
-}
-
-impl<T: SinkFactory + Clone + 'static> SinkSettings for T {
-    fn factory(&self) -> Arc<dyn SinkFactory> {
-        Arc::new(self.clone())
-    }
-}
-
 impl SourceConfig {
-    /// What opens it, for records of this format.
-    pub fn factory(&self, format: &Format) -> Arc<dyn SourceFactory> {
-        self.settings().factory(format)
-    }
-
     /// Whether it can read records of this format: Parquet is a format of files.
     pub fn reads(&self, format: &Format) -> bool {
         matches!(self, Self::Files(_)) || !matches!(format, Format::Parquet)
-    }
-}
-
-impl SinkConfig {
-    /// What opens it.
-    pub fn factory(&self) -> Arc<dyn SinkFactory> {
-        self.settings().factory()
     }
 }
 

@@ -13,6 +13,11 @@ pub trait Decoder: Send + Sync + std::fmt::Debug {
     /// The schema of the rows.
     fn schema(&self) -> SchemaRef;
 
+    /// Whether it takes rows ([`Input::Rows`], of a format that is columnar by itself) rather than raw records.
+    fn takes_rows(&self) -> bool {
+        false
+    }
+
     /// Decodes one block. One malformed record never spoils its neighbours: it becomes a [`Rejected`], or whatever the format's mode
     /// says. An error stops the batch.
     fn decode(&self, input: Input) -> Result<Decoded>;

@@ -5,6 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result, class};
 use crate::sink::{Delivery, OutputMode};
 use crate::source::Replay;
 
@@ -37,6 +38,19 @@ pub struct Computed {
     pub guarantee: Guarantee,
     /// Which part is the weakest and why; `None` at exactly once.
     pub weakest: Option<String>,
+}
+
+impl Computed {
+    /// Refuses what promises less than is wanted.
+    pub fn demand(&self, wanted: Option<Guarantee>) -> Result<()> {
+        match (wanted, &self.weakest) {
+            (Some(wanted), Some(weakest)) if self.guarantee < wanted => Err(Error::new(
+                class::GUARANTEE_NOT_MET,
+                format!("the job demands {wanted}, but the query gives {}: {weakest}", self.guarantee),
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Computes the guarantee of a query from how its sources replay, whether its plan is deterministic and how its sink writes.

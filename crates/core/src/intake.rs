@@ -80,6 +80,11 @@ impl Gate {
         self.decoder.schema()
     }
 
+    /// Whether the source has to give rows ([`Input::Rows`]) rather than raw records.
+    pub fn takes_rows(&self) -> bool {
+        self.decoder.takes_rows()
+    }
+
     /// The rows of one stream of blocks, with just `columns` of the source. `account`: whether this reading of the source is the one whose
     /// records are counted and dead-lettered; of several readings of one source in a query one is.
     pub fn rows(

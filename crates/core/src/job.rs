@@ -11,6 +11,7 @@ use crate::env::Env;
 use crate::error::Result;
 use crate::expectation::Expectations;
 use crate::guarantee::Guarantee;
+use crate::intake::Gate;
 use crate::plan::QueryPlan;
 use crate::policy::{BreakerPolicy, RetryPolicy};
 use crate::progress::Observer;
@@ -60,6 +61,17 @@ pub struct QuerySpec {
     pub output_mode: OutputMode,
     /// How several watermarks become one.
     pub watermark_policy: WatermarkPolicy,
+}
+
+impl QuerySpec {
+    /// One gate per source, for all its appearances in the plan.
+    pub fn gates(&self) -> Result<Vec<Arc<Gate>>> {
+        let gate = |source: &SourceSpec| {
+            let appearances = self.plan.inputs().iter().filter(|input| input.source == source.name);
+            Ok(Arc::new(Gate::new(source, appearances.flat_map(|input| input.columns.iter().copied()))?))
+        };
+        self.sources.iter().map(gate).collect()
+    }
 }
 
 /// A job.

@@ -81,7 +81,7 @@ pub struct Execution {
 
 /// State partitions of a batch: per operator (in the order of [`QueryPlan::state`]) its partitions. The plan gives them back by
 /// dropping its clones.
-pub type BatchState = Vec<Vec<Arc<std::sync::Mutex<Box<dyn StatePartition>>>>>;
+pub type BatchState = Vec<Vec<Arc<std::sync::Mutex<dyn StatePartition>>>>;
 
 /// A planned query.
 #[async_trait]

@@ -112,7 +112,7 @@ impl Query {
         let recovery = recover(&found).at(|| format!("checkpoint {}", spec.name))?;
         let query_id = identity(job, spec, &log).await?;
 
-        let gates = gates(spec)?;
+        let gates = spec.gates()?;
         let sources = open_sources(job, spec, &log, &gates)?;
         let sink = spec
             .sink
@@ -158,17 +158,20 @@ impl Query {
         let plan = spec.plan.clone();
         let partition_of =
             move |_: usize, keys: &[arrow::array::ArrayRef], partitions: usize| plan.partition_of(keys, partitions);
-        let (state, _restored) = StateStore::open(
+        let (state, restored) = StateStore::open(
             &env,
             log.state_dir(),
             spec.plan.state(),
             spec.plan.parallelism(),
-            &partition_of,
+            Arc::new(partition_of),
             state_ref.as_ref(),
             StateOptions::default(),
         )
         .await
         .at(|| "state".into())?;
+        for repair in &restored.repairs {
+            tracing::warn!(query = %spec.name, "the state was restored exactly, around a damaged file: {repair}");
+        }
         let pending = match recovery {
             Recovery::RunAgain { batch } => {
                 let entry = log.read_offsets(batch).await?;
@@ -298,7 +301,7 @@ impl Query {
         self.watermarks.observe(&outcome.max_event_times);
         let next_watermark_ms = self.watermarks.global_ms();
         let tracks = self.watermarks.tracks_event_time();
-        let state_bytes_written = state.as_ref().map_or(0, StateRef::bytes_written);
+        let state_bytes_written = state.as_ref().map_or(0, |_| self.state.last_stage().bytes);
         let details = CommitDetails {
             epoch: self.log.epoch(),
             counts,
@@ -532,15 +535,6 @@ async fn identity(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog) -> Resul
     }
 }
 
-/// One gate per source, for all its appearances in the plan.
-pub(crate) fn gates(spec: &QuerySpec) -> Result<Vec<Arc<Gate>>> {
-    let gate = |source: &crate::job::SourceSpec| {
-        let appearances = spec.plan.inputs().iter().filter(|input| input.source == source.name);
-        Ok(Arc::new(Gate::new(source, appearances.flat_map(|input| input.columns.iter().copied()))?))
-    };
-    spec.sources.iter().map(gate).collect()
-}
-
 fn open_sources(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog, gates: &[Arc<Gate>]) -> Result<Vec<OpenSource>> {
     let mut open = Vec::new();
     for (index, (source, gate)) in spec.sources.iter().zip(gates).enumerate() {
@@ -550,6 +544,7 @@ fn open_sources(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog, gates: &[A
             query: spec.name.clone(),
             source: source.name.clone(),
             schema: gate.schema(),
+            rows: gate.takes_rows(),
             log: log.source_log(index),
         };
         let opened = source.factory.open(context).at(|| format!("source {}", source.name))?;
@@ -563,17 +558,7 @@ fn demand(job: &JobSpec, spec: &QuerySpec, sources: &[OpenSource], sink: &dyn Si
     let replays = sources.iter().map(|open| (open.name.as_str(), open.source.replay()));
     let sink = (spec.name.as_str(), sink.delivery());
     let computed = guarantee::compute(replays, spec.plan.deterministic(), sink, spec.output_mode);
-    match job.guarantee {
-        Some(wanted) if computed.guarantee < wanted => Err(Error::new(
-            class::GUARANTEE_NOT_MET,
-            format!(
-                "the job demands {wanted}, but the query gives {}: {}",
-                computed.guarantee,
-                computed.weakest.unwrap_or_default()
-            ),
-        )),
-        _ => Ok(()),
-    }
+    computed.demand(job.guarantee)
 }
 
 /// Refuses a checkpoint that this form of the query cannot continue.

@@ -91,6 +91,8 @@ pub struct SourceContext {
     pub source: String,
     /// The columns that the query uses, with the types of the job file's schema. Sources that give rows give these.
     pub schema: SchemaRef,
+    /// Whether the source's format is columnar, so that the source gives rows ([`Input::Rows`]) rather than raw records.
+    pub rows: bool,
     /// The source's own log in the checkpoint, `sources/<i>/`.
     pub log: crate::checkpoint::SourceLog,
 }

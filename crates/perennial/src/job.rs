@@ -54,6 +54,8 @@ pub struct Job {
     pub time_zone: String,
     /// In how many partitions a query works.
     pub parallelism: usize,
+    /// How many of the last batches keep their logs and state; at least 2.
+    pub batches_to_retain: u64,
     origin: Option<Origin>,
 }
 
@@ -157,6 +159,7 @@ impl Job {
                 health: HealthSettings::default(),
                 time_zone: "UTC".into(),
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+                batches_to_retain: job_file::default_batches_to_retain(),
                 origin: None,
                 name,
             },
@@ -256,6 +259,9 @@ impl Job {
         });
         found.check(self.parallelism > 0, "parallelism", || {
             ("nothing works in 0 partitions".into(), "1 or more; leave it out for the number of cores")
+        });
+        found.check(self.batches_to_retain >= 2, "batches_to_retain", || {
+            ("a batch cannot be run again without the one before it".into(), "2 or more")
         });
         found.check(!self.http.enabled || is_address(&self.http.listen), "http.listen", || {
             let help = "for example `0.0.0.0:5001`, `127.0.0.1:5001` or `[::]:5001`";
@@ -424,6 +430,8 @@ impl JobBuilder {
         health: HealthSettings;
         /// In how many partitions a query works.
         parallelism: usize;
+        /// How many of the last batches keep their logs and state; at least 2.
+        batches_to_retain: u64;
     }
 
     fn once(&mut self, first: bool, path: String) {
@@ -456,6 +464,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
     if let Some(checkpoint) = &file.checkpoint {
         builder = builder.checkpoint(checkpoint);
     }
+    builder = builder.batches_to_retain(file.batches_to_retain);
     if let Some(parallelism) = file.parallelism {
         builder = builder.parallelism(parallelism);
     }
@@ -465,7 +474,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             name,
             JobSource {
                 connector: source.connector.name().into(),
-                factory: source.connector.factory(&records.format),
+                factory: source.connector.factory(),
                 format: records.format.clone(),
                 schema: records.schema.columns.clone(),
                 watermark: records.watermark.clone(),

@@ -72,7 +72,9 @@ use std::sync::Arc;
 pub mod http;
 pub mod job;
 pub mod job_file;
+mod progress_log;
 pub mod run;
+mod wire;
 mod world;
 
 pub use job::{Job, JobBuilder, JobQuery, JobSource};

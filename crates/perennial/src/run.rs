@@ -1,16 +1,24 @@
 //! Running and checking a job: what the command line and the library share.
 
-use std::fmt;
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use perennial_core::ddl;
 use perennial_core::dead_letter::DeadLetters;
-use perennial_core::error::{Error, Result};
+use perennial_core::error::{Error, Result, class};
+use perennial_core::guarantee::Computed;
+use perennial_core::job::QuerySpec;
+use perennial_core::progress::Observers;
+use perennial_core::sink::OutputMode;
 use perennial_core::status::{Status, StatusBoard};
-use perennial_core::supervisor::QueryEnd;
+use perennial_core::supervisor::{self, QueryEnd};
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{self, Heartbeat, HttpContext, Listener, Server};
 use crate::job::Job;
+use crate::progress_log::ProgressLog;
+use crate::wire::{Looked, Planned, Ready};
 
 /// A runtime for jobs: one worker per core.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -142,24 +150,80 @@ impl Job {
     /// An error means that the job did not begin. Errors of queries are in the summary.
     pub async fn run(&self, stop: CancellationToken) -> Result<RunSummary> {
         let watch = Watch::bind(self)?;
-        drop((watch, stop));
-        Err(Error::bug("this build has no batch loop"))
+        let planned = Planned::new(self).await?;
+        let mut board = None;
+        let ready = Ready::new(self, planned, |env| {
+            let names = self.queries.keys().map(String::as_str);
+            let window = self.health.error_window.0;
+            let new = Arc::new(StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window));
+            board = Some(new.clone());
+            Arc::new(Observers(vec![new, Arc::new(ProgressLog::default())]))
+        })?;
+        let board = board.ok_or_else(|| Error::bug("the job has no status board"))?;
+        let _watching = watch.serve(board.clone(), ready.spec.dead_letters.clone())?;
+        let ends = supervisor::run(ready.spec.clone(), stop).await;
+        Ok(RunSummary { status: board.snapshot(), ends })
     }
 
-    /// Looks whether the job can run: plans its SQL and, unless told otherwise, connects to everything.
+    /// Looks whether the job can run: plans its SQL, computes its guarantees and, unless told otherwise, connects to everything.
+    ///
+    /// An error means that the job file is wrong; what cannot be reached is in the report.
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
-        let _ = options;
         let mut report = CheckReport::default();
-        for (name, source) in &self.sources {
-            report.sections.push(format!(
-                "source {name}: {}, {} columns",
-                source.connector,
-                source.schema.fields().len()
-            ));
-        }
-        for (name, query) in &self.queries {
-            report.sections.push(format!("query {name}: to {}", query.sink_name));
+        let planned = Planned::new(self).await?;
+        let mut connected = BTreeSet::new();
+        for query in &planned.queries {
+            let looked = Looked::new(self, query)?;
+            let guarantee = looked.guarantee(self, query)?;
+            report.sections.push(describe(query, &self.queries[&query.name].sink_name, &guarantee));
+            if options.offline {
+                continue;
+            }
+            for (name, source) in &looked.sources {
+                if connected.insert(name.clone())
+                    && let Err(error) = source.check().await
+                {
+                    report.unreachable.push((format!("sources.{name}"), error));
+                }
+            }
+            if let Err(error) = looked.sink.check().await {
+                report.unreachable.push((format!("queries.{}.sink", query.name), error));
+            }
         }
         Ok(report)
     }
+}
+
+/// A query for people: plan, columns, guarantee.
+fn describe(query: &QuerySpec, sink: &str, computed: &Computed) -> String {
+    let mut text = format!("query {}: {} rows to {sink}\n", query.name, mode_name(query.output_mode));
+    for line in query.plan.explain().lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+    let _ = writeln!(text, "  columns: {}", ddl::format(&query.plan.schema()));
+    let _ = match &computed.weakest {
+        Some(weakest) => writeln!(text, "  guarantee: {}, because {weakest}", computed.guarantee),
+        None => writeln!(text, "  guarantee: {}", computed.guarantee),
+    };
+    text
+}
+
+fn mode_name(mode: OutputMode) -> &'static str {
+    match mode {
+        OutputMode::Append => "append",
+        OutputMode::Update => "update",
+        OutputMode::Complete => "complete",
+    }
+}
+
+/// Whether an error says that the job file is wrong, rather than the world.
+pub fn is_job_files_fault(error: &Error) -> bool {
+    [
+        class::ANALYSIS,
+        class::CONFIG_INVALID,
+        class::GUARANTEE_NOT_MET,
+        class::STATE_UNSUPPORTED,
+        class::UNSUPPORTED_OPERATION,
+    ]
+    .contains(&error.class())
 }

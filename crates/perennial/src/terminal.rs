@@ -70,6 +70,7 @@ impl Failure {
         }
         match self {
             Self::JobFile(_) => ExitCode::from(WRONG_JOB_FILE),
+            Self::Failed(error) if perennial::run::is_job_files_fault(error) => ExitCode::from(WRONG_JOB_FILE),
             Self::Failed(_) => ExitCode::FAILURE,
         }
     }

@@ -1,7 +1,27 @@
 //! Sinks, one file each.
+//!
+//! | module | writes to | a repeated batch |
+//! |---|---|---|
+//! | [`sqlite`], [`postgres`] | tables | is found in the ledger and left out |
+//! | [`files`] | Parquet, JSON lines, CSV | replaces its own files with the same rows |
+//! | [`influxdb`] | points | overwrites its own points with the same values |
+//! | [`console`] | the terminal | is printed again |
+//!
+//! `columns` turns Arrow arrays into the few kinds of values that targets know, `table` is what the SQL sinks share, `fault`
+//! classifies what goes wrong on the way to a server.
 
+mod columns;
 pub mod console;
+mod fault;
 pub mod files;
 pub mod influxdb;
 pub mod postgres;
 pub mod sqlite;
+mod table;
+
+/// Key in the metadata of a result's schema: the comma-separated columns in which two rows of a batch always differ (an
+/// aggregation's grouping columns). Absent when nothing is known.
+pub const UNIQUE_KEY: &str = "perennial.unique_key";
+
+#[cfg(test)]
+mod testing;

@@ -58,15 +58,6 @@ fn default_settle() -> HumanDuration {
     HumanDuration(std::time::Duration::from_secs(1))
 }
 
-/// What the files hold: the part of the source's format that decides how they are cut into blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FileContent {
-    /// Text lines (JSON lines, CSV): blocks of whole lines.
-    Lines,
-    /// Parquet: rows.
-    Parquet,
-}
-
 impl FilesSource {
     /// The settings of a directory or glob, all others at their defaults.
     pub fn new(path: impl Into<String>) -> Self {
@@ -78,22 +69,11 @@ impl FilesSource {
             settle: default_settle(),
         }
     }
-
-    /// The factory of sources with these settings over files of this content.
-    pub fn factory(self, content: FileContent) -> Arc<dyn SourceFactory> {
-        Arc::new(FilesFactory { settings: self, content })
-    }
 }
 
-#[derive(Debug)]
-struct FilesFactory {
-    settings: FilesSource,
-    content: FileContent,
-}
-
-impl SourceFactory for FilesFactory {
+impl SourceFactory for FilesSource {
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {
-        let settings = &self.settings;
+        let settings = self;
         for (name, limit) in [
             ("max_files_per_batch", settings.max_files_per_batch),
             ("max_bytes_per_batch", settings.max_bytes_per_batch),
@@ -106,13 +86,7 @@ impl SourceFactory for FilesFactory {
             }
         }
         let listing = Listing::new(&settings.path, settings.recursive, settings.settle.0)?;
-        Ok(Box::new(Files {
-            log: Mutex::new(None),
-            listing: Arc::new(listing),
-            settings: settings.clone(),
-            content: self.content,
-            context,
-        }))
+        Ok(Box::new(Files { log: Mutex::new(None), listing: Arc::new(listing), settings: settings.clone(), context }))
     }
 }
 
@@ -132,7 +106,6 @@ impl LogOffset {
 
 struct Files {
     settings: FilesSource,
-    content: FileContent,
     context: SourceContext,
     listing: Arc<Listing>,
     /// Read from the checkpoint at the first use.
@@ -221,11 +194,11 @@ impl Source for Files {
             log.expect_up_to(to)?;
             log.entries(from, to)?
         };
-        let (content, schema) = (self.content, self.context.schema.clone());
+        let (rows, schema) = (self.context.rows, self.context.schema.clone());
         let shares = blocking(move || {
             let mut units = Vec::new();
             for entry in &entries {
-                units.extend(Unit::of_file(entry, content)?);
+                units.extend(Unit::of_file(entry, rows)?);
             }
             Ok(share_out(units, parallelism.max(1)))
         })
@@ -331,12 +304,12 @@ enum Unit {
 
 impl Unit {
     /// The units of a file, in order.
-    fn of_file(entry: &Entry, content: FileContent) -> Result<Vec<Self>> {
+    fn of_file(entry: &Entry, rows: bool) -> Result<Vec<Self>> {
         let file = Arc::new(LoggedFile::new(entry)?);
-        Ok(match (content, text::Codec::of(&file.path)) {
-            (FileContent::Parquet, _) => parquet::row_groups(&file)?.into_iter().map(Self::RowGroup).collect(),
-            (FileContent::Lines, Some(codec)) => vec![Self::Compressed { file, codec }],
-            (FileContent::Lines, None) => {
+        Ok(match (rows, text::Codec::of(&file.path)) {
+            (true, _) => parquet::row_groups(&file)?.into_iter().map(Self::RowGroup).collect(),
+            (false, Some(codec)) => vec![Self::Compressed { file, codec }],
+            (false, None) => {
                 text::parts(file.size).map(|(start, end)| Self::Lines { file: file.clone(), start, end }).collect()
             }
         })

@@ -67,6 +67,7 @@ impl World {
     /// The context of the same source of the same query.
     pub fn context(&self) -> SourceContext {
         SourceContext {
+            rows: false,
             env: self.env.clone(),
             job: "job".into(),
             query: "query".into(),

@@ -89,6 +89,9 @@ pub struct JobFile {
     /// In how many partitions a query works and keeps its state. By default the number of cores.
     #[serde(default)]
     pub parallelism: Option<usize>,
+    /// How many of the last batches keep their logs and their state in the checkpoint, so that one can go back to them; at least 2.
+    #[serde(default = "default_batches_to_retain")]
+    pub batches_to_retain: u64,
 }
 
 fn default_version() -> String {
@@ -159,6 +162,11 @@ pub struct QuerySettings {
     pub output_mode: OutputMode,
     /// Where the result goes: the name of a sink with its settings.
     pub sink: SinkConfig,
+}
+
+/// Spark's `spark.sql.streaming.minBatchesToRetain`.
+pub(crate) fn default_batches_to_retain() -> u64 {
+    100
 }
 
 /// When a batch starts.

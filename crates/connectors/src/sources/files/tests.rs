@@ -49,7 +49,7 @@ impl Place {
     }
 
     fn open(&self, settings: FilesSource) -> Box<dyn Source> {
-        settings.factory(FileContent::Lines).open(self.world.context()).unwrap()
+        settings.open(self.world.context()).unwrap()
     }
 }
 
@@ -188,7 +188,7 @@ async fn globs_find_what_a_shell_finds() {
     ] {
         let place_of_glob = World::new();
         let settings = FilesSource::new(place.path(glob).to_str().unwrap());
-        let source = settings.factory(FileContent::Lines).open(place_of_glob.context()).unwrap();
+        let source = settings.open(place_of_glob.context()).unwrap();
         let found = match latest(&*source, None).await {
             Some(end) => names(&collect(&*source, None, &end, 1).await),
             None => vec![],
@@ -460,7 +460,7 @@ async fn compressed_files_are_read_as_they_were_before() {
 async fn a_directory_that_is_not_there_is_named() {
     let world = World::new();
     for path in ["/nowhere/at/all", "/nowhere/*.json", "/nowhere/**/*.json"] {
-        let source = FilesSource::new(path).factory(FileContent::Lines).open(world.context()).unwrap();
+        let source = FilesSource::new(path).open(world.context()).unwrap();
         for error in [source.check().await.unwrap_err(), source.latest(None, &ReadLimit::default()).await.unwrap_err()]
         {
             assert_eq!(error.class(), class::STORAGE_NOT_FOUND, "{path}");
@@ -468,12 +468,12 @@ async fn a_directory_that_is_not_there_is_named() {
         }
     }
     for (path, part) in [("s3://bucket/x", "`s3` is not a local path"), ("", "it is empty"), ("/a/[", "not a glob")] {
-        let error = FilesSource::new(path).factory(FileContent::Lines).open(world.context()).err().unwrap();
+        let error = FilesSource::new(path).open(world.context()).err().unwrap();
         assert_eq!(error.class(), class::CONFIG_INVALID);
         assert!(error.to_string().contains(part), "{error}");
     }
     let zero = FilesSource { max_files_per_batch: Some(0), ..FilesSource::new("/tmp") };
-    assert!(zero.factory(FileContent::Lines).open(world.context()).err().unwrap().to_string().contains("at least 1"));
+    assert!(zero.open(world.context()).err().unwrap().to_string().contains("at least 1"));
 }
 
 #[test]
@@ -531,7 +531,7 @@ async fn parquet_gives_the_columns_that_the_query_uses() {
         Field::new("id", DataType::Int64, false),
         Field::new("absent", DataType::Utf8, true),
     ]));
-    let open = |world: &World| place.settings().factory(FileContent::Parquet).open(world.context()).unwrap();
+    let open = |world: &World| place.settings().open(SourceContext { rows: true, ..world.context() }).unwrap();
     let source = open(&world);
     let end = latest(&*source, None).await.unwrap();
     let range = OffsetRange { start: None, end: end.clone() };
@@ -594,7 +594,7 @@ async fn a_parquet_file_is_read_as_it_was_logged_and_nonsense_is_refused() {
     let path = place.write("rows.parquet", writer.into_inner().unwrap(), 60);
     let mut world = World::new();
     world.schema = rows.schema();
-    let source = place.settings().factory(FileContent::Parquet).open(world.context()).unwrap();
+    let source = place.settings().open(SourceContext { rows: true, ..world.context() }).unwrap();
     let end = latest(&*source, None).await.unwrap();
     File::options().append(true).open(&path).unwrap().write_all(b"something behind it").unwrap();
     let read = collect(&*source, None, &end, 1).await;
@@ -602,7 +602,7 @@ async fn a_parquet_file_is_read_as_it_was_logged_and_nonsense_is_refused() {
 
     let place = Place::new();
     place.write("text.parquet", "this is not a Parquet file, as one can see", 60);
-    let source = place.settings().factory(FileContent::Parquet).open(place.world.context()).unwrap();
+    let source = place.settings().open(SourceContext { rows: true, ..place.world.context() }).unwrap();
     let end = latest(&*source, None).await.unwrap();
     let error = try_collect(&*source, None, &end, 1).await.unwrap_err();
     assert_eq!(error.class(), class::MALFORMED_RECORD);
@@ -624,7 +624,7 @@ async fn speed() {
     let Ok(dir) = std::env::var("PERENNIAL_BENCH_DIR") else { panic!("set PERENNIAL_BENCH_DIR") };
     let world = World::new();
     let settings = FilesSource { settle: HumanDuration(Duration::ZERO), ..FilesSource::new(dir) };
-    let source = settings.factory(FileContent::Lines).open(world.context()).unwrap();
+    let source = settings.open(world.context()).unwrap();
     let end = latest(&*source, None).await.unwrap();
     for parallelism in [1, 2] {
         let began = std::time::Instant::now();

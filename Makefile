@@ -1,0 +1,47 @@
+# What people do with this repository. `make` alone lists it.
+
+# Where rustup puts cargo, for shells that do not know it yet.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+ARGS ?=
+
+.PHONY: help demo test bench bench-peers lint fmt services-up services-down clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  %s %-14s", $$1, $$2; $$1 = $$2 = ""; print $$0 }'
+
+demo: ## build the program and run the demonstration job, with nothing else to install
+	@exec scripts/demo
+
+test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
+	@scripts/setup test
+	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS)
+
+bench: ## measure the main job, from files and from Kafka
+	@scripts/setup bench
+	@BENCH_INPUT=$$(python3 bench/peers/run.py --prepare) && export BENCH_INPUT && \
+	PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- cargo bench -p perennial $(ARGS)
+
+bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query
+	@scripts/setup bench
+	@python3 bench/peers/run.py $(ARGS)
+
+lint: ## check the formatting, and clippy without warnings
+	@scripts/setup build
+	cargo fmt --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## format the code
+	cargo fmt
+
+services-up: ## start Kafka, PostgreSQL and InfluxDB for development
+	@scripts/setup test
+	@scripts/services up
+	@echo 'eval "$$(scripts/services env)" tells the shell where they are'
+
+services-down: ## stop them (their data stays)
+	@scripts/services down
+
+clean: ## remove what was built, and the demonstration's data
+	cargo clean
+	rm -rf demo

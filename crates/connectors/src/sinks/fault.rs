@@ -1,0 +1,47 @@
+//! What went wrong on the way to a server, by its root cause.
+
+use std::error::Error as StdError;
+use std::io;
+
+use perennial_core::error::{ErrorClass, class};
+
+/// The class of a network failure, read from the innermost cause that says something; `None` where nothing in the chain does.
+pub(super) fn network_class(error: &(dyn StdError + 'static)) -> Option<&'static ErrorClass> {
+    let mut found = None;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<rustls::Error>() {
+            found = Some(class::TLS_FAILED);
+        }
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            found = io_class(io).or(found);
+            // An `io::Error` hides the error it was made of from `source()`.
+            if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                found = Some(class::TLS_FAILED);
+            }
+        }
+        // The resolver's errors have no type or kind of their own.
+        if error.to_string().contains("failed to lookup address") || error.to_string().starts_with("dns error") {
+            found = Some(class::NAME_NOT_RESOLVED);
+        }
+        next = error.source();
+    }
+    found
+}
+
+fn io_class(error: &io::Error) -> Option<&'static ErrorClass> {
+    Some(match error.kind() {
+        // A missing unix socket is a server that does not run.
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => class::CONNECTION_REFUSED,
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::NotConnected => class::CONNECTION_LOST,
+        io::ErrorKind::TimedOut => class::TIMEOUT,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
+            class::SERVER_UNAVAILABLE
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,103 @@
+//! What happens in a job, in the log: a line a batch, failures with what to do about them.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use perennial_core::dead_letter::timestamp_text;
+use perennial_core::error::Error;
+use perennial_core::policy::Action;
+use perennial_core::progress::{BatchReport, Observer, QueryState};
+use perennial_core::sink::BatchId;
+
+/// Writes the log of a job.
+#[derive(Debug, Default)]
+pub struct ProgressLog {
+    /// The last state of each query, so that a state is told once.
+    states: Mutex<BTreeMap<String, QueryState>>,
+}
+
+impl Observer for ProgressLog {
+    fn committed(&self, query: &str, report: &BatchReport) {
+        let counts = &report.counts;
+        // A batch without data that emits nothing is only there for the watermark.
+        if counts.read == 0 && counts.written == 0 {
+            tracing::debug!(query, batch = report.batch, "batch without rows");
+            return;
+        }
+        let millis = report.phases.total().as_millis() as u64;
+        let watermark = report.next_watermark_ms.map(|ms| timestamp_text(ms * 1000)[..19].to_owned());
+        tracing::info!(
+            query,
+            batch = report.batch,
+            read = counts.read,
+            written = counts.written,
+            held = counts.held,
+            filtered = counts.filtered,
+            late = counts.late,
+            dead_lettered = counts.dead_lettered,
+            dropped = counts.dropped,
+            watermark,
+            millis,
+            "batch committed"
+        );
+        for (class, records) in &report.dead_letters {
+            tracing::warn!(
+                query,
+                batch = report.batch,
+                error_class = class,
+                records,
+                "records went to the dead letters"
+            );
+        }
+        if report.warned > 0 {
+            tracing::warn!(
+                query,
+                batch = report.batch,
+                rows = report.warned,
+                "rows broke an expectation that only warns"
+            );
+        }
+    }
+
+    fn failed(&self, query: &str, batch: Option<BatchId>, error: &Error, action: Action) {
+        let (class, recommendation) = (error.class().code, error.class().recommendation);
+        let wait = match action {
+            Action::Retry { after: wait } | Action::OpenBreaker { wait } => Some(wait.as_secs_f64()),
+            Action::Stop => None,
+        };
+        let action = action.describe();
+        match wait {
+            Some(seconds) => {
+                tracing::warn!(query, batch, error_class = class, action, seconds, recommendation, "{error}");
+            }
+            None => tracing::error!(query, batch, error_class = class, action, recommendation, "{error}"),
+        }
+    }
+
+    fn state(&self, query: &str, state: QueryState) {
+        let before = self.states.lock().insert(query.to_owned(), state.clone());
+        if before.as_ref() == Some(&state) {
+            return;
+        }
+        match state {
+            QueryState::Started { next_batch, state_rows, took } => {
+                let millis = took.as_millis() as u64;
+                let how = if next_batch == 0 { "begins" } else { "resumes from its checkpoint" };
+                tracing::info!(query, next_batch, state_rows, millis, "{how}");
+            }
+            QueryState::BreakerOpen { wait } => {
+                tracing::warn!(
+                    query,
+                    seconds = wait.as_secs_f64(),
+                    "the breaker is open: nothing is read until the next probe"
+                );
+            }
+            QueryState::Stopped => tracing::info!(query, "ended"),
+            QueryState::Starting
+            | QueryState::Idle
+            | QueryState::Running
+            | QueryState::BackingOff { .. }
+            | QueryState::Failed => {}
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! From a job to what the supervisor runs: plans the SQL, compiles the expectations, opens storage and dead letters.
+
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use perennial_connectors::format;
+use perennial_connectors::journal::LocalJournal;
+use perennial_connectors::storage::{self, Lock, Storage, StorageOptions};
+use perennial_core::checkpoint::SourceLog;
+use perennial_core::dead_letter::{DeadLetters, FileDeadLetters, Journal};
+use perennial_core::env::Env;
+use perennial_core::error::{Error, Result, ResultExt};
+use perennial_core::expectation::{Expectation, Expectations};
+use perennial_core::guarantee::{self, Computed};
+use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
+use perennial_core::progress::Observer;
+use perennial_core::sink::{Sink, SinkContext};
+use perennial_core::source::{Source, SourceContext};
+use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark};
+
+use crate::job::{Job, JobQuery, JobSource};
+use crate::world;
+
+/// A job whose SQL is planned. It has touched nothing outside.
+pub(crate) struct Planned {
+    pub queries: Vec<QuerySpec>,
+}
+
+impl Planned {
+    /// Plans all queries and compiles all expectations.
+    pub async fn new(job: &Job) -> Result<Self> {
+        let planner = Planner::new(PlannerOptions {
+            time_zone: job.time_zone.clone(),
+            parallelism: job.parallelism,
+            functions: job.functions.clone(),
+        });
+        let tables: Vec<SourceTable> = job.sources.iter().map(|(name, source)| table(name, source)).collect();
+        let mut queries = Vec::new();
+        for (name, query) in &job.queries {
+            queries.push(plan_query(job, &planner, &tables, name, query).await.at(|| format!("queries.{name}"))?);
+        }
+        Ok(Self { queries })
+    }
+}
+
+fn table(name: &str, source: &JobSource) -> SourceTable {
+    SourceTable {
+        name: name.to_owned(),
+        schema: source.schema.clone(),
+        watermark: source.watermark.as_ref().map(|watermark| SourceWatermark {
+            column: watermark.column.clone(),
+            delay_micros: i64::try_from(watermark.delay.0.as_micros()).unwrap_or(i64::MAX),
+        }),
+    }
+}
+
+async fn plan_query(
+    job: &Job,
+    planner: &Planner,
+    tables: &[SourceTable],
+    name: &str,
+    query: &JobQuery,
+) -> Result<QuerySpec> {
+    let plan = planner.plan(&query.sql, tables, query.output_mode).await.at(|| "sql".into())?;
+    let mut sources: Vec<SourceSpec> = Vec::new();
+    for input in plan.inputs() {
+        if sources.iter().any(|source| source.name == input.source) {
+            continue;
+        }
+        let source = job.sources.get(&input.source);
+        let source = source
+            .ok_or_else(|| Error::bug(format!("the plan reads {}, which the job does not have", input.source)))?;
+        sources.push(source_spec(planner, &input.source, source)?);
+    }
+    Ok(QuerySpec {
+        name: name.to_owned(),
+        plan,
+        sources,
+        sink: query.sink.clone(),
+        output_mode: query.output_mode,
+        watermark_policy: Default::default(),
+    })
+}
+
+fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<SourceSpec> {
+    let mut rules = Vec::new();
+    for (rule, expectation) in &source.expectations {
+        let check = planner.predicate(&expectation.check, &source.schema);
+        let check = check.at(|| format!("sources.{name}.expectations.{rule}.check"))?;
+        rules.push(Expectation { name: rule.clone(), check, on_violation: expectation.on_violation });
+    }
+    let (format, schema) = (source.format.clone(), source.schema.clone());
+    Ok(SourceSpec {
+        name: name.to_owned(),
+        schema: source.schema.clone(),
+        factory: source.factory.clone(),
+        decoder: Arc::new(move |columns| format::decoder(&format, &schema, columns)),
+        expectations: Expectations::new(&source.schema, rules),
+    })
+}
+
+/// A job with its storage open, ready for the supervisor.
+pub(crate) struct Ready {
+    pub spec: JobSpec,
+    /// Keeps other processes off a checkpoint on a local disk for as long as this one lives.
+    _lock: Option<Lock>,
+}
+
+impl Ready {
+    /// Opens checkpoint and dead letters.
+    pub fn new(job: &Job, planned: Planned, observer: impl FnOnce(&Env) -> Arc<dyn Observer>) -> Result<Self> {
+        let checkpoint = open_storage(&job.checkpoint, "checkpoint")?;
+        let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
+        let env = world::env(checkpoint.store);
+        let spec = JobSpec {
+            name: job.name.clone(),
+            version: job.version.clone(),
+            queries: planned.queries,
+            trigger: job.trigger.into(),
+            dead_letters: dead_letters(job)?,
+            retry: job.retry,
+            breaker: job.circuit_breaker,
+            guarantee: job.guarantee,
+            batches_to_retain: job.batches_to_retain,
+            observer: observer(&env),
+            env,
+        };
+        Ok(Self { spec, _lock: lock })
+    }
+}
+
+fn open_storage(path: &str, setting: &str) -> Result<Storage> {
+    storage::open(path, &StorageOptions::default()).at(|| format!("{setting}: {path}"))
+}
+
+fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
+    let path = &job.dead_letters.path;
+    let storage = open_storage(path, "dead_letters.path")?;
+    let journal: Arc<dyn Journal> = match &storage.local {
+        Some(dir) => Arc::new(LocalJournal::new(dir)),
+        None => Arc::new(storage.store.clone()),
+    };
+    Ok(Arc::new(FileDeadLetters::new(storage.store, journal, path.as_str())))
+}
+
+/// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.
+pub(crate) struct Looked {
+    pub sources: Vec<(String, Box<dyn Source>)>,
+    pub sink: Box<dyn Sink>,
+}
+
+impl Looked {
+    pub fn new(job: &Job, query: &QuerySpec) -> Result<Self> {
+        let storage: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let env = world::env(storage);
+        let mut sources = Vec::new();
+        for (source, gate) in query.sources.iter().zip(query.gates()?) {
+            let context = SourceContext {
+                env: env.clone(),
+                job: job.name.clone(),
+                query: query.name.clone(),
+                source: source.name.clone(),
+                schema: gate.schema(),
+                rows: gate.takes_rows(),
+                log: SourceLog::new(env.clone(), "check".into()),
+            };
+            let opened = source.factory.open(context).at(|| format!("sources.{}", source.name))?;
+            sources.push((source.name.clone(), opened));
+        }
+        let context = SinkContext {
+            query_id: env.uuid(),
+            env,
+            job: job.name.clone(),
+            query: query.name.clone(),
+            schema: query.plan.schema(),
+            output_mode: query.output_mode,
+        };
+        let sink = query.sink.open(context).at(|| format!("queries.{}.sink", query.name))?;
+        Ok(Self { sources, sink })
+    }
+
+    /// The guarantee of the query; an error where the job demands more.
+    pub fn guarantee(&self, job: &Job, query: &QuerySpec) -> Result<Computed> {
+        let replays = self.sources.iter().map(|(name, source)| (name.as_str(), source.replay()));
+        let sink = (query.name.as_str(), self.sink.delivery());
+        let computed = guarantee::compute(replays, query.plan.deterministic(), sink, query.output_mode);
+        computed.demand(job.guarantee).at(|| format!("queries.{}", query.name))?;
+        Ok(computed)
+    }
+}

@@ -1,0 +1,315 @@
+//! `window` and `window_time`, and the function that makes a window out of its start.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, StructArray, TimestampMicrosecondArray};
+use datafusion::arrow::datatypes::{DataType, Field, Fields, TimeUnit};
+use datafusion::common::cast::{as_struct_array, as_timestamp_microsecond_array};
+use datafusion::common::{DataFusionError, Result, ScalarValue, exec_err, plan_err};
+use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility, lit,
+};
+
+use crate::error::refused;
+
+/// Name of the function that a person writes.
+pub(crate) const WINDOW: &str = "window";
+/// Name of [`WindowTime`].
+pub(crate) const WINDOW_TIME: &str = "window_time";
+/// Name of [`WindowOf`].
+pub(crate) const WINDOW_OF: &str = "window_of";
+
+/// The type of a window: `struct<start: timestamp, end: timestamp>`.
+pub(crate) fn window_type(time: &DataType) -> DataType {
+    let field = |name| Field::new(name, time.clone(), true);
+    DataType::Struct(Fields::from(vec![field("start"), field("end")]))
+}
+
+/// The type of the time inside a timestamp or a window.
+pub(crate) fn time_type(of: &DataType) -> Result<DataType> {
+    match of {
+        DataType::Timestamp(TimeUnit::Microsecond, _) => Ok(of.clone()),
+        DataType::Timestamp(_, zone) => Ok(DataType::Timestamp(TimeUnit::Microsecond, zone.clone())),
+        DataType::Struct(fields) => match fields.find("end") {
+            Some((_, field)) => time_type(field.data_type()),
+            None => plan_err!("type mismatch: window() needs a TIMESTAMP or a window, not {of}"),
+        },
+        _ => plan_err!("type mismatch: window() needs a TIMESTAMP or a window, not {of}"),
+    }
+}
+
+/// `window(time, size [, slide [, start]])`. It stands for an operator: the planner replaces it before anything is run.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Window {
+    signature: Signature,
+}
+
+impl Window {
+    pub(crate) fn udf() -> ScalarUDF {
+        let arguments = vec![TypeSignature::Any(2), TypeSignature::Any(3), TypeSignature::Any(4)];
+        ScalarUDF::from(Self { signature: Signature::one_of(arguments, Volatility::Immutable) })
+    }
+}
+
+impl ScalarUDFImpl for Window {
+    fn name(&self) -> &str {
+        WINDOW
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
+        Ok(window_type(&time_type(&arg_types[0])?))
+    }
+
+    fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        Err(refused(
+            "UNSUPPORTED_EXPR_FOR_OPERATOR",
+            "window() is only supported in SELECT, WHERE and GROUP BY: compute it in a subquery and use its columns",
+        ))
+    }
+}
+
+/// `window_time(window)`: the last moment of a window, its end less one microsecond.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct WindowTime {
+    signature: Signature,
+}
+
+impl WindowTime {
+    pub(crate) fn udf() -> ScalarUDF {
+        ScalarUDF::from(Self { signature: Signature::any(1, Volatility::Immutable) })
+    }
+}
+
+impl ScalarUDFImpl for WindowTime {
+    fn name(&self) -> &str {
+        WINDOW_TIME
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
+        match &arg_types[0] {
+            window @ DataType::Struct(_) => time_type(window),
+            other => plan_err!("type mismatch: window_time() needs a window, not {other}"),
+        }
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let windows = args.args[0].to_array(args.number_rows)?;
+        let windows = as_struct_array(&windows)?;
+        let Some(end) = windows.column_by_name("end") else {
+            return exec_err!("window_time() needs a window, not {}", windows.data_type());
+        };
+        let end = as_timestamp_microsecond_array(end)?;
+        let times = TimestampMicrosecondArray::from_iter(
+            (0..windows.len()).map(|row| (windows.is_valid(row) && end.is_valid(row)).then(|| end.value(row) - 1)),
+        );
+        Ok(ColumnarValue::Array(Arc::new(times.with_data_type(args.return_field.data_type().clone()))))
+    }
+}
+
+/// `window_of(start, size)`: the window that begins at `start` and is `size` microseconds long.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct WindowOf {
+    signature: Signature,
+}
+
+impl WindowOf {
+    fn udf() -> ScalarUDF {
+        ScalarUDF::from(Self { signature: Signature::any(2, Volatility::Immutable) })
+    }
+
+    /// The call.
+    pub(crate) fn call(start: Expr, size: i64) -> Expr {
+        Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(Self::udf()), vec![start, lit(size)]))
+    }
+}
+
+impl ScalarUDFImpl for WindowOf {
+    fn name(&self) -> &str {
+        WINDOW_OF
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
+        Ok(window_type(&time_type(&arg_types[0])?))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let ColumnarValue::Scalar(ScalarValue::Int64(Some(size))) = args.args[1] else {
+            return exec_err!("window_of() needs a constant size");
+        };
+        let start = args.args[0].to_array(args.number_rows)?;
+        let end: TimestampMicrosecondArray =
+            as_timestamp_microsecond_array(&start)?.unary(|start| start.saturating_add(size));
+        let end: ArrayRef = Arc::new(end.with_data_type(start.data_type().clone()));
+        let DataType::Struct(fields) = args.return_field.data_type() else {
+            return exec_err!("window_of() gives a window");
+        };
+        // A window that is not there (a total row of ROLLUP) is NULL, not a window of NULLs.
+        let nulls = start.nulls().cloned();
+        Ok(ColumnarValue::Array(Arc::new(StructArray::try_new(fields.clone(), vec![start, end], nulls)?)))
+    }
+}
+
+/// Size, slide and start of a window, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct WindowSpec {
+    pub(crate) size: i64,
+    pub(crate) slide: i64,
+    pub(crate) start: i64,
+}
+
+impl WindowSpec {
+    /// Reads the arguments of `window()` behind the time, and checks them as Spark does.
+    pub(crate) fn from_arguments(args: &[Expr]) -> Result<Self> {
+        let size = duration(&args[0])?;
+        let slide = args.get(1).map(duration).transpose()?.unwrap_or(size);
+        let start = args.get(2).map(duration).transpose()?.unwrap_or(0);
+        let violated = |message: String| {
+            Err(refused("DATATYPE_MISMATCH.PARAMETER_CONSTRAINT_VIOLATION", format!("window(): {message}")))
+        };
+        if size <= 0 {
+            return violated(format!("the size must be longer than 0, not {size} microseconds"));
+        }
+        if slide <= 0 {
+            return violated(format!("the slide must be longer than 0, not {slide} microseconds"));
+        }
+        if slide > size {
+            return violated(format!("the slide ({slide} microseconds) must not be longer than the size ({size})"));
+        }
+        if start.saturating_abs() >= slide {
+            return violated(format!("the start ({start} microseconds) must be shorter than the slide ({slide})"));
+        }
+        Ok(Self { size, slide, start })
+    }
+
+    /// How many windows a moment can be in.
+    pub(crate) fn windows_per_row(&self) -> i64 {
+        (self.size + self.slide - 1) / self.slide
+    }
+
+    /// The start of the last window that begins at or before `time`.
+    #[inline]
+    pub(crate) fn last_start(&self, time: i64) -> i64 {
+        // The start and the slide are far from the limits of i64; a time near them stays where it is.
+        time.saturating_sub((time.wrapping_sub(self.start)).rem_euclid(self.slide))
+    }
+}
+
+/// A constant duration in microseconds: an interval as text (`10 minutes`), or a number of microseconds.
+fn duration(expr: &Expr) -> Result<i64> {
+    match expr {
+        Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => parse_interval(text),
+        Expr::Literal(ScalarValue::Int64(Some(micros)), _) => Ok(*micros),
+        Expr::Literal(ScalarValue::Int32(Some(micros)), _) => Ok(i64::from(*micros)),
+        Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(interval)), _) if interval.months == 0 => {
+            Ok(i64::from(interval.days) * 86_400_000_000 + interval.nanoseconds / 1_000)
+        }
+        Expr::Negative(inner) => Ok(-duration(inner)?),
+        other => Err(refused(
+            "DATATYPE_MISMATCH.NON_FOLDABLE_INPUT",
+            format!("size, slide and start of window() must be constants such as '10 minutes', not {other}"),
+        )),
+    }
+}
+
+/// Spark's interval text, without months and years.
+pub(crate) fn parse_interval(text: &str) -> Result<i64, DataFusionError> {
+    let wrong = |what: String| {
+        refused(
+            "INVALID_INTERVAL_FORMAT",
+            format!("`{text}` is not an interval: {what} (write for example '10 minutes')"),
+        )
+    };
+    let lower = text.trim().to_lowercase();
+    let mut words = lower.strip_prefix("interval ").unwrap_or(&lower).split_whitespace().peekable();
+    let mut micros: i64 = 0;
+    if words.peek().is_none() {
+        return Err(wrong("it is empty".into()));
+    }
+    while let Some(count) = words.next() {
+        let unit = words.next().ok_or_else(|| wrong(format!("`{count}` has no unit")))?;
+        let factor: i64 = match unit.trim_end_matches('s') {
+            "microsecond" | "u" => 1,
+            "millisecond" | "m" if unit != "m" => 1_000,
+            "second" => 1_000_000,
+            "minute" => 60_000_000,
+            "hour" => 3_600_000_000,
+            "day" => 86_400_000_000,
+            "week" => 604_800_000_000,
+            "month" | "year" => {
+                return Err(refused(
+                    "_LEGACY_ERROR_TEMP_3231",
+                    format!(
+                        "window(): intervals of months or years are not supported (`{text}`): their lengths differ"
+                    ),
+                ));
+            }
+            _ => return Err(wrong(format!("the unit `{unit}` is unknown"))),
+        };
+        let (whole, fraction) = count.split_once('.').unwrap_or((count, ""));
+        let negative = whole.starts_with('-');
+        let whole: i64 = whole.parse().map_err(|_| wrong(format!("`{count}` is not a number")))?;
+        let mut part = whole.checked_mul(factor).ok_or_else(|| wrong("it is too long".into()))?;
+        if !fraction.is_empty() {
+            if factor != 1_000_000 || fraction.len() > 9 {
+                return Err(wrong(format!("only seconds can have a fraction, not `{count} {unit}`")));
+            }
+            let digits: i64 =
+                format!("{fraction:0<9}").parse().map_err(|_| wrong(format!("`{count}` is not a number")))?;
+            part += if negative { -(digits / 1_000) } else { digits / 1_000 };
+        }
+        micros = micros.checked_add(part).ok_or_else(|| wrong("it is too long".into()))?;
+    }
+    Ok(micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_read_as_spark_does() {
+        for (text, micros) in [
+            ("5 minutes", 300_000_000),
+            ("1 hour 30 minutes", 5_400_000_000),
+            ("interval 2 days", 172_800_000_000),
+            ("1.5 seconds", 1_500_000),
+            ("-15 minutes", -900_000_000),
+            ("1 MILLISECOND", 1_000),
+            ("7 microseconds", 7),
+        ] {
+            assert_eq!(parse_interval(text).unwrap(), micros, "{text}");
+        }
+        for wrong in ["", "5", "minutes", "5 parsecs", "1 month", "x minutes", "1.5 hours"] {
+            assert!(parse_interval(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn windows_floor_towards_minus_infinity() {
+        let spec = WindowSpec { size: 10, slide: 10, start: 0 };
+        assert_eq!(spec.last_start(0), 0);
+        assert_eq!(spec.last_start(9), 0);
+        assert_eq!(spec.last_start(-1), -10);
+        assert_eq!(spec.last_start(-10), -10);
+        let shifted = WindowSpec { size: 10, slide: 10, start: 3 };
+        assert_eq!(shifted.last_start(2), -7);
+        assert_eq!(shifted.last_start(3), 3);
+        let shifted = WindowSpec { size: 10, slide: 10, start: -3 };
+        assert_eq!(shifted.last_start(6), -3);
+        assert_eq!(shifted.last_start(7), 7);
+        assert_eq!(WindowSpec { size: 7, slide: 3, start: 0 }.windows_per_row(), 3);
+    }
+}

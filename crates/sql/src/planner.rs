@@ -1,0 +1,294 @@
+//! From SQL to a plan that runs batches.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::catalog::Session;
+use datafusion::common::{DataFusionError, Result as DfResult, internal_err, plan_err};
+use datafusion::execution::SessionState;
+use datafusion::execution::context::QueryPlanner;
+use datafusion::logical_expr::{
+    Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast,
+    physical_planning_context::PhysicalPlanningContext,
+};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use datafusion::sql::sqlparser::parser::ParserError;
+use perennial_core::Result;
+use perennial_core::plan::{Predicate, QueryPlan};
+use perennial_core::sink::OutputMode;
+
+use crate::ast;
+use crate::error::{planning_error, syntax_error};
+use crate::exec::aggregate::StatefulAggregateExec;
+use crate::exec::held::HeldExec;
+use crate::exec::merge::Aggregation;
+use crate::exec::watermark::WatermarkExec;
+use crate::exec::windows::WindowsExec;
+use crate::functions::clock::BatchClock;
+use crate::logical::nodes::{AssignWindows, StatefulAggregate, Watermark};
+use crate::logical::{check, inputs, rewrite};
+use crate::predicate::SqlPredicate;
+use crate::query::StreamQuery;
+use crate::session::session;
+use crate::zone;
+
+/// Key in the metadata of a plan's schema: the names, separated by commas, of output columns whose values together are different in
+/// every row of a batch. Absent where no such columns are known.
+pub const UNIQUE_KEY: &str = "perennial.unique_key";
+
+/// Settings of a [`Planner`].
+#[derive(Clone)]
+pub struct PlannerOptions {
+    /// The session's time zone, an IANA name or an offset (`UTC`, `Europe/Berlin`, `+02:00`): what `hour()`, `date_trunc()` and casts
+    /// between text and TIMESTAMP go by.
+    pub time_zone: String,
+    /// In how many partitions the work is done and the state is kept; the number of cores by default.
+    pub parallelism: usize,
+    /// Further scalar functions. One with the name of a built-in function replaces it.
+    pub functions: Vec<Arc<ScalarUDF>>,
+}
+
+impl Default for PlannerOptions {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        Self { time_zone: "UTC".to_owned(), parallelism: cores, functions: Vec::new() }
+    }
+}
+
+impl fmt::Debug for PlannerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let functions: Vec<&str> = self.functions.iter().map(|function| function.name()).collect();
+        f.debug_struct("PlannerOptions")
+            .field("time_zone", &self.time_zone)
+            .field("parallelism", &self.parallelism)
+            .field("functions", &functions)
+            .finish()
+    }
+}
+
+/// The watermark of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceWatermark {
+    /// The event-time column, a TIMESTAMP.
+    pub column: String,
+    /// How late rows may come, in microseconds.
+    pub delay_micros: i64,
+}
+
+/// A source as a query sees it: a table with a name.
+#[derive(Debug, Clone)]
+pub struct SourceTable {
+    /// The name in the job file, and in the SQL.
+    pub name: String,
+    /// All columns of the source; a plan then says which of them it uses.
+    pub schema: SchemaRef,
+    /// The watermark, where the source has one.
+    pub watermark: Option<SourceWatermark>,
+}
+
+/// Plans queries and predicates in Spark's dialect.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    options: PlannerOptions,
+}
+
+impl Planner {
+    /// A planner with these settings.
+    pub fn new(options: PlannerOptions) -> Self {
+        Self { options }
+    }
+
+    /// Plans one query over `sources`.
+    ///
+    /// # Errors
+    /// `AnalysisException` for SQL that does not parse or does not fit the sources, with Spark's condition, the position and the nearest
+    /// known names; `UnsupportedOperation` for what Spark refuses to run as a stream; `StateUnsupported` for what Spark runs and this
+    /// engine does not.
+    pub async fn plan(
+        &self,
+        sql: &str,
+        sources: &[SourceTable],
+        output_mode: OutputMode,
+    ) -> Result<Arc<dyn QueryPlan>> {
+        for source in sources {
+            check::watermark(source)?;
+        }
+        let clock = Arc::new(BatchClock::default());
+        let bad_session = |error| planning_error(error, sql).at("the settings of the query");
+        let state = session(&self.options, &clock, sources).map_err(bad_session)?;
+        let query = plan_query(&state, sql, sources, output_mode, self.options.parallelism.max(1), clock)
+            .await
+            .map_err(|error| planning_error(error, sql))?;
+        Ok(Arc::new(query))
+    }
+
+    /// Compiles a predicate over the columns of a source: an expectation's check.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`]; also where the expression is not BOOLEAN or would not give the same answer for the same row each time.
+    pub fn predicate(&self, sql: &str, schema: &Schema) -> Result<Arc<dyn Predicate>> {
+        let state = session(&self.options, &Arc::default(), &[]).map_err(|error| planning_error(error, sql))?;
+        let predicate = SqlPredicate::compile(&state, sql, schema, &self.options.time_zone)
+            .map_err(|error| planning_error(error, sql))?;
+        Ok(Arc::new(predicate))
+    }
+}
+
+/// Parses the one query of a SQL text.
+fn parse(sql: &str, sources: &[SourceTable]) -> DfResult<Statement> {
+    let statements = ast::parse_statements(sql).map_err(|error| external_syntax(&error))?;
+    let mut statements = statements.into_iter();
+    let (Some(statement), None) = (statements.next(), statements.next()) else {
+        return plan_err!("PARSE_SYNTAX_ERROR: a query is exactly one SELECT statement");
+    };
+    let SqlStatement::Query(mut query) = statement else {
+        return plan_err!("PARSE_SYNTAX_ERROR: a query is a SELECT statement; its sink is set in the job file");
+    };
+    ast::rewrite_query(&mut query, sources)?;
+    Ok(Statement::Statement(Box::new(SqlStatement::Query(query))))
+}
+
+pub(crate) fn external_syntax(error: &ParserError) -> DataFusionError {
+    crate::error::external(syntax_error(error))
+}
+
+async fn plan_query(
+    state: &SessionState,
+    sql: &str,
+    sources: &[SourceTable],
+    mode: OutputMode,
+    parallelism: usize,
+    clock: Arc<BatchClock>,
+) -> DfResult<StreamQuery> {
+    let statement = parse(sql, sources)?;
+    let plan = rewrite::integer_literals(state.statement_to_plan(statement).await?)?;
+    check::planned(&plan, mode)?;
+    let plan = rewrite::expand(rewrite::add_watermarks(plan, sources)?)?;
+    let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;
+    if inputs.is_empty() {
+        return plan_err!("the query reads no source: name one in FROM");
+    }
+    let plan = inputs::mark_stateful(plan, mode, &mut 0)?;
+    check::optimised(&plan, mode)?;
+    let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
+    StreamQuery::new(&plan, physical, inputs, mode, parallelism, clock, state)
+}
+
+/// Gives the result the types that sinks know.
+fn with_sink_types(plan: LogicalPlan) -> DfResult<LogicalPlan> {
+    let mut changed = false;
+    let columns = plan
+        .schema()
+        .iter()
+        .map(|(table, field)| {
+            let column = Expr::Column((table, field).into());
+            let wanted = zone::for_sinks(field.data_type());
+            if wanted == *field.data_type() {
+                return column;
+            }
+            changed = true;
+            cast(column, wanted).alias_qualified(table.cloned(), field.name())
+        })
+        .collect();
+    if !changed {
+        return Ok(plan);
+    }
+    Ok(LogicalPlan::Projection(Projection::try_new(columns, Arc::new(plan))?))
+}
+
+/// DataFusion's physical planner with the operators of streams.
+#[derive(Debug)]
+pub(crate) struct StreamQueryPlanner;
+
+#[async_trait]
+impl QueryPlanner for StreamQueryPlanner {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(StreamOperators)])
+            .create_physical_plan(plan, session)
+            .await
+    }
+}
+
+struct StreamOperators;
+
+#[async_trait]
+impl ExtensionPlanner for StreamOperators {
+    async fn plan_extension(
+        &self,
+        planner: &dyn PhysicalPlanner,
+        node: &dyn UserDefinedLogicalNode,
+        logical_inputs: &[&LogicalPlan],
+        physical_inputs: &[Arc<dyn ExecutionPlan>],
+        session: &dyn Session,
+        context: &PhysicalPlanningContext,
+    ) -> DfResult<Option<Arc<dyn ExecutionPlan>>> {
+        let ([logical], [input]) = (logical_inputs, physical_inputs) else { return Ok(None) };
+        if let Some(watermark) = node.as_any().downcast_ref::<Watermark>() {
+            let Some(number) = watermark.number else {
+                return internal_err!("the watermark of source {} has no input", watermark.source);
+            };
+            return Ok(Some(Arc::new(WatermarkExec::new(input.clone(), number, watermark.index()?))));
+        }
+        if let Some(windows) = node.as_any().downcast_ref::<AssignWindows>() {
+            let time = planner.create_physical_expr(&windows.time, logical.schema(), session, context)?;
+            let schema = UserDefinedLogicalNode::schema(windows).inner().clone();
+            let counts = !crate::query::is_stateful(input);
+            return Ok(Some(Arc::new(WindowsExec::new(input.clone(), time, windows.spec, counts, schema))));
+        }
+        if let Some(stateful) = node.as_any().downcast_ref::<StatefulAggregate>() {
+            return Ok(Some(stateful_aggregate(stateful, input, session.config().target_partitions())?));
+        }
+        Ok(None)
+    }
+}
+
+/// Takes DataFusion's two-stage aggregation apart: the partial stage stays, the final stage becomes ours.
+fn stateful_aggregate(
+    node: &StatefulAggregate,
+    planned: &Arc<dyn ExecutionPlan>,
+    partitions: usize,
+) -> DfResult<Arc<dyn ExecutionPlan>> {
+    let two_stages = planned
+        .downcast_ref::<AggregateExec>()
+        .and_then(|last| last.input().downcast_ref::<AggregateExec>().map(|first| (last, first)));
+    let Some((last, first)) = two_stages.filter(|(_, first)| *first.mode() == AggregateMode::Partial) else {
+        return internal_err!("an aggregate is not planned in two stages");
+    };
+    let keys = last.group_expr().num_group_exprs();
+    let event = node.event.and_then(|event| {
+        let (time, _) = first.group_expr().expr().get(event.key)?;
+        Some((time.clone(), event.span))
+    });
+    let mut input = first.input().clone();
+    if node.first {
+        input = Arc::new(HeldExec::new(input, event));
+    }
+    let partial = AggregateExec::try_new(
+        AggregateMode::Partial,
+        first.group_expr().clone(),
+        first.aggr_expr().to_vec(),
+        first.filter_expr().to_vec(),
+        input,
+        first.input_schema(),
+    )?;
+    let aggregation = Aggregation {
+        operator: node.operator,
+        keys,
+        functions: last.aggr_expr().to_vec(),
+        state_schema: partial.schema(),
+        result_schema: last.schema(),
+        event: node.event,
+        mode: node.mode,
+    };
+    Ok(Arc::new(StatefulAggregateExec::new(Arc::new(partial), Arc::new(aggregation), partitions)))
+}

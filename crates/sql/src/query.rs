@@ -1,0 +1,378 @@
+//! The planned query: runs batches and accounts for their rows.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::common::Result as DfResult;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{SessionState, TaskContext};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::physical_plan::execution_plan::reset_plan_states;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::prelude::SessionConfig;
+use futures::StreamExt;
+use futures::stream;
+use perennial_core::Result;
+use perennial_core::error::Error;
+use perennial_core::plan::{BatchInfo, BatchState, Execution, OperatorProgress, PlanInput, QueryPlan};
+use perennial_core::sink::{OutputMode, RowStream};
+use perennial_core::state::StateSpec;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::batch::Batch;
+use crate::error::execution_error;
+use crate::exec::aggregate::StatefulAggregateExec;
+use crate::exec::merge;
+use crate::functions::clock::{BatchClock, CLOCK_FUNCTIONS};
+use crate::logical::lineage;
+use crate::logical::nodes::EventKey;
+use crate::planner::UNIQUE_KEY;
+
+/// Spark's name of the operator that stores an aggregate.
+const AGGREGATE_OPERATOR: &str = "stateStoreSave";
+
+/// Rows that wait per partition for the sink: enough that a core does not wait for its neighbour, few enough to stay small.
+const OUTPUT_BUFFER: usize = 2;
+
+/// Aggregates whose result depends on the order of their input.
+const ORDER_SENSITIVE: &[&str] =
+    &["first_value", "last_value", "nth_value", "array_agg", "collect_list", "collect_set", "string_agg"];
+
+/// A query that is planned and ready to run batches.
+pub(crate) struct StreamQuery {
+    physical: Arc<dyn ExecutionPlan>,
+    inputs: Vec<PlanInput>,
+    schema: SchemaRef,
+    state: Vec<StateSpec>,
+    mode: OutputMode,
+    parallelism: usize,
+    clock: Arc<BatchClock>,
+    config: SessionConfig,
+    runtime: Arc<RuntimeEnv>,
+    deterministic: bool,
+    expands: bool,
+    fingerprint: String,
+    explain: String,
+}
+
+impl StreamQuery {
+    pub(crate) fn new(
+        logical: &LogicalPlan,
+        physical: Arc<dyn ExecutionPlan>,
+        inputs: Vec<PlanInput>,
+        mode: OutputMode,
+        parallelism: usize,
+        clock: Arc<BatchClock>,
+        session: &SessionState,
+    ) -> DfResult<Self> {
+        let mut operators = Vec::new();
+        collect_operators(&physical, &mut operators);
+        operators.sort_by_key(|operator| operator.aggregation().operator);
+        let state = operators
+            .iter()
+            .map(|operator| {
+                let aggregation = operator.aggregation();
+                StateSpec {
+                    operator: aggregation.operator,
+                    name: AGGREGATE_OPERATOR.to_owned(),
+                    schema: aggregation.state_schema.clone(),
+                    keys: aggregation.keys,
+                    expiry: aggregation.event.map(|event| event.key),
+                }
+            })
+            .collect::<Vec<_>>();
+
+        let mut schema = Schema::clone(&physical.schema());
+        schema.metadata = unique_key(logical).map(|key| (UNIQUE_KEY.to_owned(), key)).into_iter().collect();
+        Ok(Self {
+            fingerprint: fingerprint(&operators, &inputs),
+            explain: explain(logical, &inputs, &state),
+            deterministic: deterministic(logical)?,
+            expands: logical.exists(|node| Ok(matches!(node, LogicalPlan::Unnest(_))))?,
+            schema: Arc::new(schema),
+            config: session.config().clone(),
+            runtime: session.runtime_env().clone(),
+            physical,
+            inputs,
+            state,
+            mode,
+            parallelism,
+            clock,
+        })
+    }
+
+    /// What a batch must come with.
+    fn check(&self, inputs: &[Vec<RowStream>], state: &BatchState) -> Result<()> {
+        if inputs.len() != self.inputs.len() {
+            return Err(Error::bug(format!("the plan has {} inputs, the batch {}", self.inputs.len(), inputs.len())));
+        }
+        let partitions: Vec<usize> = state.iter().map(Vec::len).collect();
+        if partitions != vec![self.parallelism; self.state.len()] {
+            return Err(Error::bug(format!(
+                "the plan has {} stateful operators in {} partitions, the state has partitions {partitions:?}",
+                self.state.len(),
+                self.parallelism
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl QueryPlan for StreamQuery {
+    fn inputs(&self) -> &[PlanInput] {
+        &self.inputs
+    }
+
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn state(&self) -> &[StateSpec] {
+        &self.state
+    }
+
+    fn deterministic(&self) -> bool {
+        self.deterministic
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn explain(&self) -> String {
+        self.explain.clone()
+    }
+
+    fn wants_no_data_batch(&self) -> bool {
+        !self.state.is_empty() && self.mode != OutputMode::Complete
+    }
+
+    fn parallelism(&self) -> usize {
+        self.parallelism
+    }
+
+    fn partition_of(&self, keys: &[ArrayRef], partitions: usize) -> Result<Vec<u32>> {
+        merge::partition_of(keys, partitions).map_err(execution_error)
+    }
+
+    async fn execute(&self, info: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState) -> Result<Execution> {
+        self.check(&inputs, &state)?;
+        self.clock.set(info.timestamp_ms);
+        let operators = self
+            .state
+            .iter()
+            .map(|spec| OperatorProgress { name: spec.name.clone(), ..OperatorProgress::default() })
+            .collect();
+        let batch = Arc::new(Batch::new(info, inputs, state, operators));
+        // Operators keep metrics and what they exchange: each batch gets its own.
+        let plan = reset_plan_states(self.physical.clone()).map_err(execution_error)?;
+        let context = Arc::new(TaskContext::new(
+            None,
+            format!("batch {}", info.id),
+            self.config.clone().with_extension(batch.clone()),
+            HashMap::new(),
+            HashMap::new(),
+            HashMap::new(),
+            HashMap::new(),
+            self.runtime.clone(),
+        ));
+        let drained = Arc::new(AtomicBool::new(false));
+        let rows = run(&plan, &context, batch.clone(), self.schema.clone(), drained.clone());
+        let (stateful, expands) = (!self.state.is_empty(), self.expands);
+        let outcome = move || {
+            if !drained.load(Ordering::Acquire) {
+                return Err(Error::bug("the outcome of a batch was asked for before its rows were drained"));
+            }
+            batch.counters.outcome(stateful, expands).map_err(execution_error)
+        };
+        Ok(Execution { rows, outcome: Box::new(outcome) })
+    }
+}
+
+/// The output of a running plan.
+struct Output {
+    partitions: Vec<Option<mpsc::Receiver<DfResult<RecordBatch>>>>,
+    next: usize,
+    tasks: JoinSet<()>,
+    batch: Arc<Batch>,
+    schema: SchemaRef,
+    drained: Arc<AtomicBool>,
+}
+
+/// Runs each partition of a plan on its own task. The partitions take turns in the output, so that its order does not depend on which
+/// of them is faster.
+fn run(
+    plan: &Arc<dyn ExecutionPlan>,
+    context: &Arc<TaskContext>,
+    batch: Arc<Batch>,
+    schema: SchemaRef,
+    drained: Arc<AtomicBool>,
+) -> RowStream {
+    let mut tasks = JoinSet::new();
+    let mut partitions = Vec::new();
+    for partition in 0..plan.output_partitioning().partition_count() {
+        let (sender, receiver) = mpsc::channel(OUTPUT_BUFFER);
+        let (plan, context) = (plan.clone(), context.clone());
+        tasks.spawn(async move {
+            let mut rows = match plan.execute(partition, context) {
+                Ok(rows) => rows,
+                Err(error) => return drop(sender.send(Err(error)).await),
+            };
+            while let Some(rows) = rows.next().await {
+                let failed = rows.is_err();
+                // A receiver that is gone no longer wants rows.
+                if sender.send(rows).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        partitions.push(Some(receiver));
+    }
+    let output = Output { partitions, next: 0, tasks, batch, schema, drained };
+    stream::unfold(Some(output), |output| async move {
+        let mut output = output?;
+        match output.next().await {
+            Ok(Some(rows)) => Some((Ok(rows), Some(output))),
+            Ok(None) => None,
+            // After an error nothing more comes: what the other partitions have is of no use.
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+    .boxed()
+}
+
+impl Output {
+    async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        while !self.partitions.is_empty() {
+            self.next %= self.partitions.len();
+            let Some(receiver) = &mut self.partitions[self.next] else {
+                self.partitions.remove(self.next);
+                continue;
+            };
+            match receiver.recv().await {
+                Some(Ok(rows)) if rows.num_rows() == 0 => self.next += 1,
+                Some(Ok(rows)) => {
+                    self.next += 1;
+                    self.batch.counters.written(rows.num_rows());
+                    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+                    let columns = rows.columns().to_vec();
+                    return Ok(Some(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?));
+                }
+                Some(Err(error)) => return Err(execution_error(error)),
+                None => self.partitions[self.next] = None,
+            }
+        }
+        // A task that panicked closed its channel as if it were done.
+        while let Some(done) = self.tasks.join_next().await {
+            if let Err(error) = done {
+                return Err(Error::bug("a task of the batch panicked").caused_by(error));
+            }
+        }
+        self.drained.store(true, Ordering::Release);
+        Ok(None)
+    }
+}
+
+/// Whether a physical plan has a stateful operator in it.
+pub(crate) fn is_stateful(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.downcast_ref::<StatefulAggregateExec>().is_some() || plan.children().into_iter().any(is_stateful)
+}
+
+fn collect_operators<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a StatefulAggregateExec>) {
+    found.extend(plan.downcast_ref::<StatefulAggregateExec>());
+    for child in plan.children() {
+        collect_operators(child, found);
+    }
+}
+
+/// The output columns that together tell the group: one per key of the topmost aggregate.
+fn unique_key(plan: &LogicalPlan) -> Option<String> {
+    let keys = lineage::key_count(lineage::top_aggregate(plan)?);
+    let mut columns: Vec<Option<&str>> = vec![None; keys];
+    for (index, field) in plan.schema().fields().iter().enumerate() {
+        if let Some(key) = lineage::aggregate_key(plan, index) {
+            columns[key].get_or_insert(field.name());
+        }
+    }
+    let columns: Option<Vec<&str>> = columns.into_iter().collect();
+    columns.filter(|columns| !columns.is_empty()).map(|columns| columns.join(","))
+}
+
+/// Whether the same input gives the same rows.
+fn deterministic(plan: &LogicalPlan) -> DfResult<bool> {
+    let mut deterministic = true;
+    plan.apply_with_subqueries(|node| {
+        for expr in node.expressions() {
+            expr.apply(|inner| {
+                deterministic &= match inner {
+                    Expr::ScalarFunction(call) => {
+                        call.func.signature().volatility != Volatility::Volatile
+                            || CLOCK_FUNCTIONS.contains(&call.func.name())
+                    }
+                    Expr::AggregateFunction(call) => {
+                        !ORDER_SENSITIVE.contains(&call.func.name()) || !call.params.order_by.is_empty()
+                    }
+                    _ => true,
+                };
+                Ok(TreeNodeRecursion::Continue)
+            })?;
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(deterministic)
+}
+
+/// What the state depends on, and nothing else: sources, keys, functions and the columns in which they are stored.
+fn fingerprint(operators: &[&StatefulAggregateExec], inputs: &[PlanInput]) -> String {
+    let sources: Vec<&str> = inputs.iter().map(|input| input.source.as_str()).collect();
+    let mut text = format!("sources: {}", sources.join(", "));
+    for operator in operators {
+        let aggregation = operator.aggregation();
+        let _ = write!(text, "\noperator {}: aggregate", aggregation.operator);
+        let partial = operator.children().into_iter().next().and_then(|plan| plan.downcast_ref::<AggregateExec>());
+        let keys = partial.map(|partial| partial.group_expr().expr()).unwrap_or_default();
+        for (index, field) in aggregation.state_schema.fields().iter().enumerate() {
+            let kind = if index < aggregation.keys { "key" } else { "value" };
+            let what = keys.get(index).map_or_else(|| field.name().clone(), |(expr, _)| expr.to_string());
+            let _ = write!(text, "\n  {kind} {what}: {}", field.data_type());
+        }
+        for function in &aggregation.functions {
+            let _ = write!(text, "\n  function {}", function.name());
+        }
+        if let Some(EventKey { key, span }) = aggregation.event {
+            let _ = write!(text, "\n  ends {span} microseconds after key {key}");
+        }
+    }
+    text
+}
+
+/// The plan for people.
+fn explain(plan: &LogicalPlan, inputs: &[PlanInput], state: &[StateSpec]) -> String {
+    let mut text = plan.display_indent().to_string();
+    for (number, input) in inputs.iter().enumerate() {
+        let _ = write!(text, "\nInput {number}: source {}, {} columns", input.source, input.columns.len());
+    }
+    for spec in state {
+        let columns = |range: std::ops::Range<usize>| {
+            let fields = spec.schema.fields()[range].iter();
+            fields.map(|field| format!("{} {}", field.name(), field.data_type())).collect::<Vec<_>>().join(", ")
+        };
+        let _ = write!(
+            text,
+            "\nState of operator {}: by [{}] [{}]",
+            spec.operator,
+            columns(0..spec.keys),
+            columns(spec.keys..spec.schema.fields().len())
+        );
+    }
+    text
+}

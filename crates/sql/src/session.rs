@@ -1,0 +1,147 @@
+//! The DataFusion session of one query: Spark's dialect, types and functions.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
+use datafusion::common::Result;
+use datafusion::common::config::Dialect;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
+use datafusion::functions_aggregate::average::avg_udaf;
+use datafusion::logical_expr::AggregateUDF;
+use datafusion::logical_expr::planner::TypePlanner;
+use datafusion::optimizer::Optimizer;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::ensure_requirements::EnsureRequirements;
+use datafusion::prelude::SessionConfig;
+use datafusion::sql::sqlparser::ast::{DataType as SqlType, ExactNumberInfo, TimezoneInfo};
+use datafusion_spark::SessionStateBuilderSpark;
+
+use crate::exec::source::StreamTable;
+use crate::functions::arithmetic::SparkArithmetic;
+use crate::functions::clock::{self, BatchClock};
+use crate::functions::sum::CheckedSum;
+use crate::functions::window::{Window, WindowTime};
+use crate::planner::{PlannerOptions, StreamQueryPlanner};
+use crate::{SourceTable, zone};
+
+/// Optimiser rules that are wrong or of no use for streams: those that make an input disappear or two inputs one would change what a
+/// batch reads, and those that drop or split the keys of an aggregate would change its state.
+const LEFT_OUT: &[&str] = &[
+    "unions_to_filter",
+    "eliminate_filter",
+    "eliminate_limit",
+    "propagate_empty_relation",
+    "single_distinct_aggregation_to_group_by",
+    "eliminate_group_by_constant",
+];
+
+/// Spark's names of aggregate functions that DataFusion has under another one.
+const AGGREGATE_ALIASES: &[(&str, &[&str])] = &[
+    ("approx_distinct", &["approx_count_distinct"]),
+    ("first_value", &["first", "any_value"]),
+    ("last_value", &["last"]),
+    ("bool_and", &["every"]),
+    ("bool_or", &["some", "any"]),
+    ("stddev", &["std", "stddev_samp"]),
+    ("var", &["variance", "var_sample", "var_samp"]),
+];
+
+/// Makes the session of one query. `now()` reads `clock`.
+pub(crate) fn session(
+    options: &PlannerOptions,
+    clock: &Arc<BatchClock>,
+    sources: &[SourceTable],
+) -> Result<SessionState> {
+    let session_zone: Arc<str> = Arc::from(options.time_zone.as_str());
+    let mut config = SessionConfig::new()
+        .with_target_partitions(options.parallelism.max(1))
+        .with_round_robin_repartition(false)
+        .with_repartition_joins(false)
+        .with_repartition_sorts(false)
+        .with_repartition_windows(false)
+        .with_collect_statistics(false);
+    let settings = config.options_mut();
+    settings.execution.time_zone = Some(options.time_zone.clone());
+    settings.execution.enable_ansi_mode = true;
+    settings.sql_parser.dialect = Dialect::Spark;
+    settings.sql_parser.enable_ident_normalization = false;
+    settings.sql_parser.map_string_types_to_utf8view = false;
+    settings.sql_parser.parse_float_as_decimal = true;
+    // Spark: NULL first when ascending, last when descending.
+    settings.sql_parser.default_null_ordering = "nulls_min".to_owned();
+
+    let mut optimizer = Optimizer::new();
+    optimizer.rules.retain(|rule| !LEFT_OUT.contains(&rule.name()));
+    let placement: Arc<dyn PhysicalOptimizerRule + Send + Sync> = Arc::new(EnsureRequirements::new());
+    let mut state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(Arc::new(RuntimeEnv::default()))
+        .with_default_features()
+        .with_spark_features()
+        .with_type_planner(Arc::new(SparkTypes { zone: session_zone.clone() }))
+        .with_optimizer_rules(optimizer.rules)
+        .with_physical_optimizer_rules(vec![placement])
+        .with_query_planner(Arc::new(StreamQueryPlanner))
+        .build();
+    state.register_expr_planner(Arc::new(SparkArithmetic))?;
+
+    // The Spark package's avg() is a double for decimals too; DataFusion's has Spark's types.
+    state.register_udaf(avg_udaf())?;
+    state.register_udaf(Arc::new(CheckedSum::udf()))?;
+    for (name, aliases) in AGGREGATE_ALIASES {
+        if let Some(function) = state.aggregate_functions().get(*name).cloned() {
+            let function = AggregateUDF::clone(&function).with_aliases(aliases.iter().copied());
+            state.register_udaf(Arc::new(function))?;
+        }
+    }
+    state.register_udf(Arc::new(Window::udf()))?;
+    state.register_udf(Arc::new(WindowTime::udf()))?;
+    for function in clock::functions(clock, &session_zone) {
+        state.register_udf(Arc::new(function))?;
+    }
+    for function in &options.functions {
+        state.register_udf(function.clone())?;
+    }
+
+    let schema = state.schema_for_ref("any")?;
+    for source in sources {
+        let columns = zone::in_session(&source.schema, &options.time_zone);
+        let table = StreamTable::new(&source.name, columns, options.parallelism.max(1));
+        schema.register_table(source.name.clone(), Arc::new(table))?;
+    }
+    Ok(state)
+}
+
+/// Spark's names of types.
+#[derive(Debug)]
+struct SparkTypes {
+    zone: Arc<str>,
+}
+
+impl TypePlanner for SparkTypes {
+    fn plan_type_field(&self, sql_type: &SqlType) -> Result<Option<FieldRef>> {
+        let data_type = match sql_type {
+            SqlType::Timestamp(_, TimezoneInfo::None) => {
+                DataType::Timestamp(TimeUnit::Microsecond, Some(self.zone.clone()))
+            }
+            SqlType::Decimal(ExactNumberInfo::None) | SqlType::Dec(ExactNumberInfo::None) => {
+                DataType::Decimal128(10, 0)
+            }
+            SqlType::Float(_) => DataType::Float32,
+            SqlType::Custom(name, arguments) if arguments.is_empty() => {
+                match name.to_string().to_lowercase().as_str() {
+                    "byte" => DataType::Int8,
+                    "short" => DataType::Int16,
+                    "long" => DataType::Int64,
+                    "timestamp_ltz" => DataType::Timestamp(TimeUnit::Microsecond, Some(self.zone.clone())),
+                    "timestamp_ntz" => DataType::Timestamp(TimeUnit::Microsecond, None),
+                    _ => return Ok(None),
+                }
+            }
+            SqlType::Binary(None) => DataType::Binary,
+            _ => return Ok(None),
+        };
+        Ok(Some(Arc::new(Field::new("", data_type, true))))
+    }
+}

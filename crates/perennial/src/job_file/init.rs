@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::schema::{describe, json_schema};
+use super::schema::{describe, description, flow, json_schema};
 use super::yaml::{self, Node};
 
 /// A job that runs as it is: simulated records in, a SQLite file out.
@@ -51,8 +51,9 @@ fn comments(tree: &Node, schema: &Value) -> Vec<(usize, String)> {
             // Names are the user's own; what stands under them is described.
             let parent = describe(schema, &steps[..steps.len() - 1]);
             let is_name = parent.is_some_and(|p| p.get("additionalProperties").is_some_and(Value::is_object));
-            let description = describe(schema, &steps).and_then(|d| d.get("description")).and_then(Value::as_str);
-            if let (Some(text), false) = (description, is_name) {
+            if let (Some(text), false) =
+                (describe(schema, &steps).and_then(|found| description(found, schema)), is_name)
+            {
                 found.push((entry.at.line, text.to_owned()));
             }
             walk(&entry.value, path, schema, found);
@@ -79,20 +80,5 @@ fn push_comment(text: &mut String, indent: usize, comment: &str) {
     }
     if !line.is_empty() {
         let _ = writeln!(text, "{:indent$}# {line}", "");
-    }
-}
-
-/// A value in one line of YAML.
-fn flow(value: &Value) -> String {
-    match value {
-        Value::Object(entries) => {
-            let inside: Vec<String> = entries.iter().map(|(key, value)| format!("{key}: {}", flow(value))).collect();
-            format!("{{ {} }}", inside.join(", "))
-        }
-        Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),
-        // A text that YAML would take for something else is quoted.
-        Value::String(text) if text.parse::<f64>().is_ok() || text.contains([':', '#', ',']) => format!("\"{text}\""),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }

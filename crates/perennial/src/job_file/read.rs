@@ -252,13 +252,15 @@ impl<'r, 'n> Reader<'r, 'n> {
         }
     }
 
-    /// Plain scalars have a type; quoted ones and blocks are text.
+    /// What a scalar is where a number or a truth value is wanted. Quoted ones and blocks are text, but for variables: they must be
+    /// quoted inside of `{ … }`, and still stand for what they expand to.
     fn core(&self) -> Option<Core> {
         let scalar = self.node.scalar()?;
-        // An expansion is typed like what is written, but nothing is an empty text there and not null.
+        let expanded = !scalar.expansions.is_empty();
         Some(match core_value(&scalar.text) {
-            _ if !scalar.plain => Core::Text,
-            Core::Null if !scalar.expansions.is_empty() => Core::Text,
+            _ if !scalar.plain && !expanded => Core::Text,
+            // A variable that is set to nothing is an empty text.
+            Core::Null if expanded => Core::Text,
             value => value,
         })
     }
@@ -320,7 +322,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
         self.place(match &self.node.value {
             Value::List(items) => visitor.visit_seq(Items { reader: self, index: 0, items }),
             Value::Map(entries) => visitor.visit_map(self.map(entries)),
-            Value::Scalar(scalar) => match self.core() {
+            Value::Scalar(scalar) => match self.core().filter(|_| scalar.plain) {
                 Some(Core::Null) => visitor.visit_unit(),
                 Some(Core::Bool(value)) => visitor.visit_bool(value),
                 Some(Core::Unsigned(value)) => visitor.visit_u64(value),

@@ -76,6 +76,13 @@ pub(super) fn describe<'s>(root: &'s Value, path: &[&str]) -> Option<&'s Map<Str
     schema.as_object()
 }
 
+/// The first paragraph of a description: the value's own, or that of its type.
+pub(super) fn description<'s>(schema: &'s Map<String, Value>, root: &'s Value) -> Option<&'s str> {
+    let name = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix("#/$defs/"));
+    let of_type = || root["$defs"][name?].get("description");
+    schema.get("description").or_else(of_type)?.as_str()?.split("\n\n").next()
+}
+
 /// A schema and the alternatives in it.
 fn forms<'s>(schema: &'s Value, definitions: &'s Value) -> Vec<&'s Value> {
     let mut found = vec![resolve(schema, definitions)];
@@ -127,13 +134,25 @@ impl Page<'_> {
                 _ if connector(key) => "one of these".into(),
                 _ if required(key) => "required".into(),
                 None | Some(Value::Null) => "none".into(),
-                Some(default) => format!("`{default}`"),
+                Some(default) => format!("`{}`", self.default(value, default)),
             };
             let own = value.get("description").or_else(|| resolve(value, self.definitions).get("description"));
-            let meaning = own.and_then(Value::as_str).unwrap_or_default().replace('\n', " ").replace('|', "\\|");
+            let first = own.and_then(Value::as_str).unwrap_or_default().split("\n\n").next().unwrap_or_default();
+            let meaning = first.replace('\n', " ").replace('|', "\\|");
             let _ = writeln!(self.text, "| `{key}` | {} | {default} | {meaning} |", self.kind(value));
         }
         self.text += "\n";
+    }
+
+    /// A default as one would write it: just the name of something that has only defaults itself.
+    fn default(&self, schema: &Value, default: &Value) -> String {
+        if let Some((name, 1)) = default.as_object().and_then(|o| Some((o.keys().next()?, o.len()))) {
+            let variants = resolve(schema, self.definitions)["oneOf"].as_array();
+            if variants.is_some_and(|variants| variants.iter().any(|v| v["const"] == **name)) {
+                return name.clone();
+            }
+        }
+        flow(default)
     }
 
     /// A section for everything below an object that has keys of its own.
@@ -202,7 +221,7 @@ impl Page<'_> {
                             .join(", "),
                         _ => self.kind(variant),
                     };
-                    if name != "nothing" && !names.contains(&name) {
+                    if !name.is_empty() && !names.contains(&name) {
                         names.push(name);
                     }
                 }
@@ -231,5 +250,20 @@ impl Page<'_> {
             other => other.to_owned(),
         };
         kinds.into_iter().map(named).filter(|kind| kind != "nothing").collect::<Vec<_>>().join(" or ")
+    }
+}
+
+/// A value in one line of YAML.
+pub(super) fn flow(value: &Value) -> String {
+    match value {
+        Value::Object(entries) => {
+            let inside: Vec<String> = entries.iter().map(|(key, value)| format!("{key}: {}", flow(value))).collect();
+            format!("{{ {} }}", inside.join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),
+        // A text that YAML would take for something else is quoted.
+        Value::String(text) if text.parse::<f64>().is_ok() || text.contains([':', '#', ',']) => format!("\"{text}\""),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
 }

@@ -122,7 +122,7 @@ fn forms_that_may_be_written_differently_mean_the_same() {
         let job = read(&JOB.replacen("trigger: { every: 10 seconds }", written, 1)).unwrap();
         assert_eq!(job.trigger, expected);
     }
-    let job = read(&JOB.replacen("max_attempts: 5", "max_attempts: ${NUMBER}", 1)).unwrap();
+    let job = read(&JOB.replacen("max_attempts: 5", "max_attempts: \"${NUMBER}\"", 1)).unwrap();
     assert_eq!(job.retry.max_attempts, 3, "a variable stands for a number too");
 }
 
@@ -178,7 +178,7 @@ fn wrong_values_are_told_with_line_key_and_what_is_expected() {
             "",
             &["3: sources.readings: missing key `schema` ()"],
         ),
-        ("temperature DOUBLE", "temperature DUBLE", &["6: sources.readings.schema: this schema is not Spark DDL: …"]),
+        ("temperature DOUBLE", "temperature DUBLE", &["7: sources.readings.schema: this schema is not Spark DDL: …"]),
         (
             "column: event_time",
             "column: event_tiem",
@@ -269,6 +269,13 @@ fn wrong_values_are_told_with_line_key_and_what_is_expected() {
             "guarantee: exactly_twice",
             &["1: guarantee: unknown value `exactly_twice` (did you mean `exactly_once`? …"],
         ),
+        (
+            "max_attempts: 5",
+            "max_attempts: ${NUMBER}",
+            &[
+                "19: : this is not YAML: while parsing a flow mapping, did not find expected ',' or '}' (inside `{ … }` and `[ … ]` a variable is quoted: \"${NAME}\")",
+            ],
+        ),
         ("name: greenhouse", "- name", &["2: : this is not YAML: …"]),
         (
             "name: greenhouse",
@@ -297,7 +304,7 @@ fn values_of_variables_never_show() {
         ("{ every: 10 seconds }", "{ every: \"${SECRET}\" }", "18: trigger.every: `${SECRET}` is not a duration: …"),
         (
             "max_attempts: 5",
-            "max_attempts: ${SECRET}",
+            "max_attempts: \"${SECRET}\"",
             "19: retry.max_attempts: expected a whole number, 0 or more, found `${SECRET}` (expanded) ()",
         ),
         ("{ every: 10 seconds }", "\"${SECRET}\"", "18: trigger: unknown value `${SECRET}` (…"),
@@ -410,13 +417,17 @@ fn the_reference_page_is_up_to_date() {
 #[test]
 fn every_key_is_described() {
     fn walk(value: &serde_json::Value, path: &str, missing: &mut Vec<String>) {
-        for (key, child) in value.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
-            if child.get("description").is_none() && child.get("$ref").is_none() {
-                missing.push(format!("{path}.{key}"));
-            }
-        }
         match value {
-            serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| walk(v, &format!("{path}/{k}"), missing)),
+            serde_json::Value::Object(map) => {
+                for (key, child) in map {
+                    // Below `properties` the keys are the users', and one of them may itself be called `properties`.
+                    let is_key = path.ends_with("/properties") && !path.ends_with("/properties/properties");
+                    if is_key && child.get("description").is_none() && child.get("$ref").is_none() {
+                        missing.push(format!("{path}/{key}"));
+                    }
+                    walk(child, &format!("{path}/{key}"), missing);
+                }
+            }
             serde_json::Value::Array(items) => items.iter().for_each(|v| walk(v, path, missing)),
             _ => {}
         }

@@ -186,8 +186,8 @@ pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
         flow_nesting_limit: MAX_NESTING,
         block_nesting_limit: MAX_NESTING,
     };
-    let mut reader =
-        Reader { parser: Parser::new_from_str_with_options(text, options), anchors: HashMap::new(), nodes: 0 };
+    let parser = Parser::new_from_str_with_options(text, options);
+    let mut reader = Reader { text, parser, anchors: HashMap::new(), nodes: 0 };
     let mut document = None;
     loop {
         let (event, span) = reader.next()?;
@@ -208,6 +208,7 @@ pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
 }
 
 struct Reader<'t> {
+    text: &'t str,
     parser: Parser<'t, granit_parser::StrInput<'t>>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
@@ -220,7 +221,10 @@ impl<'t> Reader<'t> {
             Some(Err(error)) => {
                 let mark = error.marker();
                 let at = Location { line: mark.line().max(1), column: mark.col() + 1, length: 0 };
-                Err(problem(at, format!("this is not YAML: {}", error.kind())))
+                let line = self.text.lines().nth(at.line - 1).unwrap_or_default();
+                let mut problem = problem(at, format!("this is not YAML: {}", error.kind()));
+                problem.help = hint(line).map(str::to_owned);
+                Err(problem)
             }
             None => Err(problem(Location::START, "the file ends in the middle")),
         }
@@ -306,6 +310,18 @@ impl<'t> Reader<'t> {
             value.at = key.at;
         }
         Ok(Entry { key: scalar.raw, at: key.at, value })
+    }
+}
+
+/// What has often gone wrong where a line is not YAML.
+fn hint(line: &str) -> Option<&'static str> {
+    let unquoted = line.contains("${") && !line.contains("\"${") && !line.contains("'${");
+    if line.trim_start_matches(' ').starts_with('\t') {
+        Some("YAML is indented with spaces, not with tabs")
+    } else if unquoted && line.contains(['{', '[']) {
+        Some("inside `{ … }` and `[ … ]` a variable is quoted: \"${NAME}\"")
+    } else {
+        None
     }
 }
 

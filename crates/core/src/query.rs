@@ -78,9 +78,9 @@ struct OpenSource {
 /// A batch that was begun.
 enum Pending {
     /// Its ranges are decided (and perhaps logged); it has to run.
-    Planned(Planned),
+    Planned(Box<Planned>),
     /// All is durable but the commit, whose answer is not known.
-    Executed(Executed),
+    Executed(Box<Executed>),
 }
 
 #[derive(Clone)]
@@ -183,7 +183,7 @@ impl Query {
                     late_watermark_ms: last_watermark_ms,
                     again: true,
                 };
-                Some(Pending::Planned(planned))
+                Some(Pending::Planned(Box::new(planned)))
             }
             _ => None,
         };
@@ -227,10 +227,10 @@ impl Query {
     pub async fn run_batch(&mut self) -> Result<Step> {
         let mut watch = Stopwatch::start(&self.env);
         let executed = match self.pending.take() {
-            Some(Pending::Executed(executed)) => executed,
+            Some(Pending::Executed(executed)) => *executed,
             begun => {
                 let planned = match begun {
-                    Some(Pending::Planned(planned)) => planned,
+                    Some(Pending::Planned(planned)) => *planned,
                     _ => match self.plan_batch().await? {
                         Some(planned) => planned,
                         None => return Ok(Step::Idle),
@@ -241,7 +241,7 @@ impl Query {
                     Ok(executed) => executed,
                     Err(error) => {
                         self.state.abort();
-                        self.pending = Some(Pending::Planned(Planned { again: true, ..planned }));
+                        self.pending = Some(Pending::Planned(Box::new(Planned { again: true, ..planned })));
                         return Err(error);
                     }
                 }
@@ -333,7 +333,7 @@ impl Query {
     async fn commit(&mut self, executed: Executed) -> Result<Step> {
         let mut watch = Stopwatch::start(&self.env);
         if let Err(error) = self.log.write_commit(executed.planned.id, &executed.commit).await {
-            self.pending = Some(Pending::Executed(executed));
+            self.pending = Some(Pending::Executed(Box::new(executed)));
             return Err(error);
         }
         let Executed { planned, commit, mut report } = executed;

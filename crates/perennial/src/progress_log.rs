@@ -29,7 +29,13 @@ impl ProgressLog {
             let (last, since) = refused.entry((query.to_owned(), class)).or_insert((i64::MIN, 0));
             *since += records;
             if report.finished_at_micros.saturating_sub(*last) >= WARN_INTERVAL_MICROS {
-                tracing::warn!(query, batch = report.batch, error_class = class, records = *since, "records were refused");
+                tracing::warn!(
+                    query,
+                    batch = report.batch,
+                    error_class = class,
+                    records = *since,
+                    "records were refused"
+                );
                 (*last, *since) = (report.finished_at_micros, 0);
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use perennial_core::ddl;
 use perennial_core::dead_letter::DeadLetters;
-use perennial_core::error::{Error, Result, class};
+use perennial_core::error::{Error, Result};
 use perennial_core::guarantee::Computed;
 use perennial_core::job::QuerySpec;
 use perennial_core::progress::Observers;
@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::{self, Heartbeat, HttpContext, Listener, Server};
 use crate::job::Job;
+use crate::job_file::Problem;
 use crate::progress_log::ProgressLog;
-use crate::wire::{Looked, Planned, Ready};
+use crate::wire::{Fault, Looked, Planned, Ready};
 
 /// A runtime for jobs: one worker per core.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -150,7 +151,7 @@ impl Job {
     /// An error means that the job did not begin. Errors of queries are in the summary.
     pub async fn run(&self, stop: CancellationToken) -> Result<RunSummary> {
         let watch = Watch::bind(self)?;
-        let planned = Planned::new(self).await?;
+        let planned = Planned::new(self).await.map_err(|fault| self.wrong(fault))?;
         let mut board = None;
         let ready = Ready::new(self, planned, |env| {
             let names = self.queries.keys().map(String::as_str);
@@ -170,11 +171,11 @@ impl Job {
     /// An error means that the job file is wrong; what cannot be reached is in the report.
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        let planned = Planned::new(self).await?;
+        let planned = Planned::new(self).await.map_err(|fault| self.wrong(fault))?;
         let mut connected = BTreeSet::new();
         for query in &planned.queries {
-            let looked = Looked::new(self, query)?;
-            let guarantee = looked.guarantee(self, query)?;
+            let looked = Looked::new(self, query).map_err(|fault| self.wrong(fault))?;
+            let guarantee = looked.guarantee(self, query).map_err(|fault| self.wrong(fault))?;
             report.sections.push(describe(query, &self.queries[&query.name].sink_name, &guarantee));
             if options.offline {
                 continue;
@@ -191,6 +192,16 @@ impl Job {
             }
         }
         Ok(report)
+    }
+}
+
+impl Job {
+    /// The error for a setting that is wrong: caused by a [`JobFileError`](crate::job_file::JobFileError), which shows the place.
+    fn wrong(&self, fault: Fault) -> Error {
+        let help = Some(format!("{} ({})", fault.error.class().recommendation, fault.error.class().code));
+        let problem = Problem { at: None, path: fault.path, message: fault.error.to_string(), help };
+        let shown = self.error(vec![problem]);
+        Error::new(fault.error.class(), shown.to_string()).caused_by(shown)
     }
 }
 
@@ -214,16 +225,4 @@ fn mode_name(mode: OutputMode) -> &'static str {
         OutputMode::Update => "update",
         OutputMode::Complete => "complete",
     }
-}
-
-/// Whether an error says that the job file is wrong, rather than the world.
-pub fn is_job_files_fault(error: &Error) -> bool {
-    [
-        class::ANALYSIS,
-        class::CONFIG_INVALID,
-        class::GUARANTEE_NOT_MET,
-        class::STATE_UNSUPPORTED,
-        class::UNSUPPORTED_OPERATION,
-    ]
-    .contains(&error.class())
 }

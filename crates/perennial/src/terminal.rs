@@ -28,7 +28,10 @@ impl From<Box<JobFileError>> for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        match error.find_cause::<JobFileError>() {
+            Some(wrong) => Self::JobFile(Box::new(wrong.clone())),
+            None => Self::Failed(error),
+        }
     }
 }
 
@@ -70,7 +73,6 @@ impl Failure {
         }
         match self {
             Self::JobFile(_) => ExitCode::from(WRONG_JOB_FILE),
-            Self::Failed(error) if perennial::run::is_job_files_fault(error) => ExitCode::from(WRONG_JOB_FILE),
             Self::Failed(_) => ExitCode::FAILURE,
         }
     }

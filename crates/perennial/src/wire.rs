@@ -22,6 +22,18 @@ use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark};
 use crate::job::{Job, JobQuery, JobSource};
 use crate::world;
 
+/// What is wrong with a setting of a job: its path in the job file, and the error.
+pub(crate) struct Fault {
+    pub path: String,
+    pub error: Error,
+}
+
+/// The fault of a setting.
+fn fault(path: impl Into<String>) -> impl FnOnce(Error) -> Fault {
+    let path = path.into();
+    |error| Fault { path, error }
+}
+
 /// A job whose SQL is planned. It has touched nothing outside.
 pub(crate) struct Planned {
     pub queries: Vec<QuerySpec>,
@@ -29,7 +41,7 @@ pub(crate) struct Planned {
 
 impl Planned {
     /// Plans all queries and compiles all expectations.
-    pub async fn new(job: &Job) -> Result<Self> {
+    pub async fn new(job: &Job) -> Result<Self, Fault> {
         let planner = Planner::new(PlannerOptions {
             time_zone: job.time_zone.clone(),
             parallelism: job.parallelism,
@@ -38,7 +50,7 @@ impl Planned {
         let tables: Vec<SourceTable> = job.sources.iter().map(|(name, source)| table(name, source)).collect();
         let mut queries = Vec::new();
         for (name, query) in &job.queries {
-            queries.push(plan_query(job, &planner, &tables, name, query).await.at(|| format!("queries.{name}"))?);
+            queries.push(plan_query(job, &planner, &tables, name, query).await?);
         }
         Ok(Self { queries })
     }
@@ -61,16 +73,17 @@ async fn plan_query(
     tables: &[SourceTable],
     name: &str,
     query: &JobQuery,
-) -> Result<QuerySpec> {
-    let plan = planner.plan(&query.sql, tables, query.output_mode).await.at(|| "sql".into())?;
+) -> Result<QuerySpec, Fault> {
+    let plan =
+        planner.plan(&query.sql, tables, query.output_mode).await.map_err(fault(format!("queries.{name}.sql")))?;
     let mut sources: Vec<SourceSpec> = Vec::new();
     for input in plan.inputs() {
         if sources.iter().any(|source| source.name == input.source) {
             continue;
         }
         let source = job.sources.get(&input.source);
-        let source = source
-            .ok_or_else(|| Error::bug(format!("the plan reads {}, which the job does not have", input.source)))?;
+        let unknown = || Error::bug(format!("the plan reads {}, which the job does not have", input.source));
+        let source = source.ok_or_else(unknown).map_err(fault(format!("queries.{name}.sql")))?;
         sources.push(source_spec(planner, &input.source, source)?);
     }
     Ok(QuerySpec {
@@ -83,11 +96,11 @@ async fn plan_query(
     })
 }
 
-fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<SourceSpec> {
+fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<SourceSpec, Fault> {
     let mut rules = Vec::new();
     for (rule, expectation) in &source.expectations {
         let check = planner.predicate(&expectation.check, &source.schema);
-        let check = check.at(|| format!("sources.{name}.expectations.{rule}.check"))?;
+        let check = check.map_err(fault(format!("sources.{name}.expectations.{rule}.check")))?;
         rules.push(Expectation { name: rule.clone(), check, on_violation: expectation.on_violation });
     }
     let (format, schema) = (source.format.clone(), source.schema.clone());
@@ -151,11 +164,12 @@ pub(crate) struct Looked {
 }
 
 impl Looked {
-    pub fn new(job: &Job, query: &QuerySpec) -> Result<Self> {
+    pub fn new(job: &Job, query: &QuerySpec) -> Result<Self, Fault> {
         let storage: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let env = world::env(storage);
         let mut sources = Vec::new();
-        for (source, gate) in query.sources.iter().zip(query.gates()?) {
+        for (source, gate) in query.sources.iter().zip(query.gates().map_err(fault(format!("queries.{}", query.name)))?)
+        {
             let context = SourceContext {
                 env: env.clone(),
                 job: job.name.clone(),
@@ -165,7 +179,7 @@ impl Looked {
                 rows: gate.takes_rows(),
                 log: SourceLog::new(env.clone(), "check".into()),
             };
-            let opened = source.factory.open(context).at(|| format!("sources.{}", source.name))?;
+            let opened = source.factory.open(context).map_err(fault(format!("sources.{}", source.name)))?;
             sources.push((source.name.clone(), opened));
         }
         let context = SinkContext {
@@ -176,16 +190,16 @@ impl Looked {
             schema: query.plan.schema(),
             output_mode: query.output_mode,
         };
-        let sink = query.sink.open(context).at(|| format!("queries.{}.sink", query.name))?;
+        let sink = query.sink.open(context).map_err(fault(format!("queries.{}.sink", query.name)))?;
         Ok(Self { sources, sink })
     }
 
     /// The guarantee of the query; an error where the job demands more.
-    pub fn guarantee(&self, job: &Job, query: &QuerySpec) -> Result<Computed> {
+    pub fn guarantee(&self, job: &Job, query: &QuerySpec) -> Result<Computed, Fault> {
         let replays = self.sources.iter().map(|(name, source)| (name.as_str(), source.replay()));
         let sink = (query.name.as_str(), self.sink.delivery());
         let computed = guarantee::compute(replays, query.plan.deterministic(), sink, query.output_mode);
-        computed.demand(job.guarantee).at(|| format!("queries.{}", query.name))?;
+        computed.demand(job.guarantee).map_err(fault("guarantee"))?;
         Ok(computed)
     }
 }

@@ -66,7 +66,7 @@ fn split(blocks: &[RecordBatch], parts: usize) -> Vec<Vec<RecordBatch>> {
 }
 
 fn new_state(plan: &dyn QueryPlan) -> BatchState {
-    let partition = |spec| Arc::new(Mutex::new(Box::new(state::MemoryState::new(spec)) as Box<dyn StatePartition>));
+    let partition = |spec| Arc::new(Mutex::new(state::MemoryState::new(spec))) as Arc<Mutex<dyn StatePartition>>;
     plan.state().iter().map(|spec| (0..plan.parallelism()).map(|_| partition(spec)).collect()).collect()
 }
 

@@ -238,7 +238,6 @@ fn check_maps(data_type: &DataType, path: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::recorded::Case;
-    use super::*;
 
     fn cases() -> Vec<Case> {
         Case::all(include_str!("recorded/json.json"))

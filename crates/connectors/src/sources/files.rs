@@ -306,10 +306,10 @@ impl Unit {
     /// The units of a file, in order.
     fn of_file(entry: &Entry, rows: bool) -> Result<Vec<Self>> {
         let file = Arc::new(LoggedFile::new(entry)?);
-        Ok(match (content, text::Codec::of(&file.path)) {
-            (FileContent::Parquet, _) => parquet::row_groups(&file)?.into_iter().map(Self::RowGroup).collect(),
-            (FileContent::Lines, Some(codec)) => vec![Self::Compressed { file, codec }],
-            (FileContent::Lines, None) => {
+        Ok(match (rows, text::Codec::of(&file.path)) {
+            (true, _) => parquet::row_groups(&file)?.into_iter().map(Self::RowGroup).collect(),
+            (false, Some(codec)) => vec![Self::Compressed { file, codec }],
+            (false, None) => {
                 text::parts(file.size).map(|(start, end)| Self::Lines { file: file.clone(), start, end }).collect()
             }
         })

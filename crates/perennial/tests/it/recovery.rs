@@ -86,7 +86,10 @@ fn a_job_that_is_killed_again_and_again_loses_and_doubles_nothing() {
     assert!(expected.malformed.len() as u64 > records / 200, "{} malformed", expected.malformed.len());
     proof.assert_accounts_close(&expected);
     for query in ["to_postgres", "to_influxdb", "raw"] {
-        assert!(proof.letters(query) == expected.malformed, "the dead letters of {query} are not the malformed messages");
+        assert!(
+            proof.letters(query) == expected.malformed,
+            "the dead letters of {query} are not the malformed messages"
+        );
     }
     assert!(proof.parquet_rows() == expected.rows, "the Parquet rows are not the messages");
     assert_aggregates("PostgreSQL", &runtime.block_on(proof.postgres_rows()), &expected.aggregates);
@@ -108,7 +111,8 @@ fn assert_aggregates(target: &str, found: &Aggregates, expected: &Aggregates) {
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
         let averages = close(found.temperature, expected.temperature / expected.readings as f64)
             && close(found.ph, expected.ph / expected.readings as f64);
-        let rest = PerMinute { temperature: 0.0, ph: 0.0, ..*found } == PerMinute { temperature: 0.0, ph: 0.0, ..*expected };
+        let rest =
+            PerMinute { temperature: 0.0, ph: 0.0, ..*found } == PerMinute { temperature: 0.0, ph: 0.0, ..*expected };
         assert!(averages && rest, "{target}: {key:?}: {found:?}, expected {expected:?}");
     }
 }
@@ -175,9 +179,9 @@ http: {{ listen: "127.0.0.1:0" }}
         let (records, rate) = (self.records.to_string(), (self.records / 12).to_string());
         Command::new(PERENNIAL)
             .args(["simulate", "greenhouse", "--to", "kafka", "--brokers", &self.brokers, "--topic", &self.topic])
-            .args(["--records", &records, "--rate", &rate, "--keys", "50", "--seed", "42", "--interval", "10ms"])
+            .args(["--records", &records, "--rate", &rate, "--keys", "50", "--seed", "42", "--event-interval", "10ms"])
             .args(["--malformed", "0.01", "--out-of-order", "0.02", "--max-delay", "2 minutes", "--duplicates", "0.01"])
-            .args(["--metrics", "off", "--quiet"])
+            .args(["--metrics", "off", "--log-level", "error"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap()
@@ -380,7 +384,10 @@ http: {{ listen: "127.0.0.1:0" }}
                 aggregates.insert((point[0].as_i64().unwrap(), sensor.to_owned()), found);
             }
         }
-        let drop = reqwest::Url::parse_with_params(&format!("{}/query", self.influx), [("q", format!("DROP DATABASE {table}"))]);
+        let drop = reqwest::Url::parse_with_params(
+            &format!("{}/query", self.influx),
+            [("q", format!("DROP DATABASE {table}"))],
+        );
         reqwest::Client::new().post(drop.unwrap()).send().await.unwrap();
         aggregates
     }

@@ -280,7 +280,7 @@ mod tests {
         let all = partition_of(&keys, 4).unwrap();
         let mut seen = std::collections::HashMap::new();
         for (row, partition) in all.iter().enumerate() {
-            let key = (keys[0].is_valid(row).then(|| row % 100), row % 10);
+            let key = (keys[0].is_valid(row).then_some(row % 100), row % 10);
             assert_eq!(seen.entry(key).or_insert(*partition), partition);
         }
         assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), 4);

@@ -460,7 +460,7 @@ async fn compressed_files_are_read_as_they_were_before() {
 async fn a_directory_that_is_not_there_is_named() {
     let world = World::new();
     for path in ["/nowhere/at/all", "/nowhere/*.json", "/nowhere/**/*.json"] {
-        let source = FilesSource::new(path).factory(FileContent::Lines).open(world.context()).unwrap();
+        let source = FilesSource::new(path).open(world.context()).unwrap();
         for error in [source.check().await.unwrap_err(), source.latest(None, &ReadLimit::default()).await.unwrap_err()]
         {
             assert_eq!(error.class(), class::STORAGE_NOT_FOUND, "{path}");

@@ -45,7 +45,9 @@ fn blocks(sensors: usize) -> Vec<RecordBatch> {
         .step_by(ROWS_PER_BLOCK)
         .map(|first| {
             let rows = first..(first + ROWS_PER_BLOCK).min(ROWS);
-            let sensor = StringArray::from_iter_values(rows.clone().map(|_| format!("sensor-{:07}", random() as usize % sensors)));
+            let sensor = StringArray::from_iter_values(
+                rows.clone().map(|_| format!("sensor-{:07}", random() as usize % sensors)),
+            );
             let time = TimestampMicrosecondArray::from_iter_values(
                 rows.clone().map(|row| start + row as i64 * 3_600_000_000 / ROWS as i64),
             );

@@ -162,7 +162,8 @@ fn compare(case: &Value, step: &Value, running: &Loop, ran: &[Ran]) -> Outcome {
     check("next_watermark", watermark(last.next_watermark_ms))?;
     if !step["state_rows"].is_null() {
         check("state_rows", json!(last.outcome.operators.iter().map(|operator| operator.rows_total).sum::<u64>()))?;
-        let dropped = ran.iter().flat_map(|ran| &ran.outcome.operators).map(|o| o.rows_dropped_by_watermark).sum::<u64>();
+        let dropped =
+            ran.iter().flat_map(|ran| &ran.outcome.operators).map(|o| o.rows_dropped_by_watermark).sum::<u64>();
         check("dropped_by_watermark", json!(dropped))?;
         for (ran, batch) in ran.iter().zip(step["batches"].as_array().unwrap()) {
             let ours: Vec<Value> = ran

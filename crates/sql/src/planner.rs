@@ -4,13 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::array::timezone::Tz;
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::Session;
 use datafusion::common::{DataFusionError, Result as DfResult, internal_err, plan_err};
 use datafusion::execution::SessionState;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::{
-    Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast, physical_planning_context::PhysicalPlanningContext,
+    Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast,
+    physical_planning_context::PhysicalPlanningContext,
 };
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
@@ -19,13 +21,14 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::parser::ParserError;
 use perennial_core::Result;
+use perennial_core::error::{Error, class};
 use perennial_core::plan::{Predicate, QueryPlan};
 use perennial_core::sink::OutputMode;
 
 use crate::ast;
 use crate::error::{planning_error, syntax_error};
 use crate::exec::aggregate::StatefulAggregateExec;
-use crate::exec::held::HeldExec;
+use crate::exec::count::{CountExec, Counted, count_past_state, is_stateful};
 use crate::exec::merge::Aggregation;
 use crate::exec::watermark::WatermarkExec;
 use crate::exec::windows::WindowsExec;
@@ -109,7 +112,13 @@ impl Planner {
     /// `AnalysisException` for SQL that does not parse or does not fit the sources, with Spark's condition, the position and the nearest
     /// known names; `UnsupportedOperation` for what Spark refuses to run as a stream; `StateUnsupported` for what Spark runs and this
     /// engine does not.
-    pub async fn plan(&self, sql: &str, sources: &[SourceTable], output_mode: OutputMode) -> Result<Arc<dyn QueryPlan>> {
+    pub async fn plan(
+        &self,
+        sql: &str,
+        sources: &[SourceTable],
+        output_mode: OutputMode,
+    ) -> Result<Arc<dyn QueryPlan>> {
+        self.check_time_zone()?;
         for source in sources {
             check::watermark(source)?;
         }
@@ -127,10 +136,24 @@ impl Planner {
     /// # Errors
     /// As [`Planner::plan`]; also where the expression is not BOOLEAN or would not give the same answer for the same row each time.
     pub fn predicate(&self, sql: &str, schema: &Schema) -> Result<Arc<dyn Predicate>> {
+        self.check_time_zone()?;
         let state = session(&self.options, &Arc::default(), &[]).map_err(|error| planning_error(error, sql))?;
         let predicate = SqlPredicate::compile(&state, sql, schema, &self.options.time_zone)
             .map_err(|error| planning_error(error, sql))?;
         Ok(Arc::new(predicate))
+    }
+
+    fn check_time_zone(&self) -> Result<()> {
+        match self.options.time_zone.parse::<Tz>() {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::new(
+                class::CONFIG_INVALID,
+                format!(
+                    "`{}` is not a time zone: write a name such as `Europe/Berlin` or an offset such as `+02:00`",
+                    self.options.time_zone
+                ),
+            )),
+        }
     }
 }
 
@@ -171,6 +194,7 @@ async fn plan_query(
     let plan = inputs::mark_stateful(plan, mode, &mut 0)?;
     check::optimised(&plan, mode)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
+    let physical = count_past_state(physical, false)?;
     StreamQuery::new(&plan, physical, inputs, mode, parallelism, clock, state)
 }
 
@@ -202,7 +226,11 @@ pub(crate) struct StreamQueryPlanner;
 
 #[async_trait]
 impl QueryPlanner for StreamQueryPlanner {
-    async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> DfResult<Arc<dyn ExecutionPlan>> {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
         DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(StreamOperators)])
             .create_physical_plan(plan, session)
             .await
@@ -232,7 +260,7 @@ impl ExtensionPlanner for StreamOperators {
         if let Some(windows) = node.as_any().downcast_ref::<AssignWindows>() {
             let time = planner.create_physical_expr(&windows.time, logical.schema(), session, context)?;
             let schema = UserDefinedLogicalNode::schema(windows).inner().clone();
-            let counts = !crate::query::is_stateful(input);
+            let counts = !is_stateful(input);
             return Ok(Some(Arc::new(WindowsExec::new(input.clone(), time, windows.spec, counts, schema))));
         }
         if let Some(stateful) = node.as_any().downcast_ref::<StatefulAggregate>() {
@@ -261,7 +289,7 @@ fn stateful_aggregate(
     });
     let mut input = first.input().clone();
     if node.first {
-        input = Arc::new(HeldExec::new(input, event));
+        input = Arc::new(CountExec::new(input, Counted::Held(event)));
     }
     let partial = AggregateExec::try_new(
         AggregateMode::Partial,
@@ -282,4 +310,3 @@ fn stateful_aggregate(
     };
     Ok(Arc::new(StatefulAggregateExec::new(Arc::new(partial), Arc::new(aggregation), partitions)))
 }
-

@@ -91,9 +91,17 @@ impl Predicate for SqlPredicate {
         let mut columns = Vec::with_capacity(self.columns.len());
         for field in self.schema.fields() {
             let Some(column) = rows.column_by_name(field.name()) else {
-                return Err(Error::bug(format!("the check `{}` reads column `{}`, which is not there", self.sql, field.name())));
+                return Err(Error::bug(format!(
+                    "the check `{}` reads column `{}`, which is not there",
+                    self.sql,
+                    field.name()
+                )));
             };
-            columns.push(if column.data_type() == field.data_type() { column.clone() } else { cast(column, field.data_type())? });
+            columns.push(if column.data_type() == field.data_type() {
+                column.clone()
+            } else {
+                cast(column, field.data_type())?
+            });
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
         let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?;

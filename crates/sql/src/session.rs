@@ -48,7 +48,11 @@ const AGGREGATE_ALIASES: &[(&str, &[&str])] = &[
 ];
 
 /// Makes the session of one query. `now()` reads `clock`.
-pub(crate) fn session(options: &PlannerOptions, clock: &Arc<BatchClock>, sources: &[SourceTable]) -> Result<SessionState> {
+pub(crate) fn session(
+    options: &PlannerOptions,
+    clock: &Arc<BatchClock>,
+    sources: &[SourceTable],
+) -> Result<SessionState> {
     let session_zone: Arc<str> = Arc::from(options.time_zone.as_str());
     let mut config = SessionConfig::new()
         .with_target_partitions(options.parallelism.max(1))
@@ -118,17 +122,23 @@ struct SparkTypes {
 impl TypePlanner for SparkTypes {
     fn plan_type_field(&self, sql_type: &SqlType) -> Result<Option<FieldRef>> {
         let data_type = match sql_type {
-            SqlType::Timestamp(_, TimezoneInfo::None) => DataType::Timestamp(TimeUnit::Microsecond, Some(self.zone.clone())),
-            SqlType::Decimal(ExactNumberInfo::None) | SqlType::Dec(ExactNumberInfo::None) => DataType::Decimal128(10, 0),
+            SqlType::Timestamp(_, TimezoneInfo::None) => {
+                DataType::Timestamp(TimeUnit::Microsecond, Some(self.zone.clone()))
+            }
+            SqlType::Decimal(ExactNumberInfo::None) | SqlType::Dec(ExactNumberInfo::None) => {
+                DataType::Decimal128(10, 0)
+            }
             SqlType::Float(_) => DataType::Float32,
-            SqlType::Custom(name, arguments) if arguments.is_empty() => match name.to_string().to_lowercase().as_str() {
-                "byte" => DataType::Int8,
-                "short" => DataType::Int16,
-                "long" => DataType::Int64,
-                "timestamp_ltz" => DataType::Timestamp(TimeUnit::Microsecond, Some(self.zone.clone())),
-                "timestamp_ntz" => DataType::Timestamp(TimeUnit::Microsecond, None),
-                _ => return Ok(None),
-            },
+            SqlType::Custom(name, arguments) if arguments.is_empty() => {
+                match name.to_string().to_lowercase().as_str() {
+                    "byte" => DataType::Int8,
+                    "short" => DataType::Int16,
+                    "long" => DataType::Int64,
+                    "timestamp_ltz" => DataType::Timestamp(TimeUnit::Microsecond, Some(self.zone.clone())),
+                    "timestamp_ntz" => DataType::Timestamp(TimeUnit::Microsecond, None),
+                    _ => return Ok(None),
+                }
+            }
             SqlType::Binary(None) => DataType::Binary,
             _ => return Ok(None),
         };

@@ -49,7 +49,9 @@ fn map_type(data_type: &DataType, leaf: &dyn Fn(&DataType) -> DataType) -> DataT
     match data_type {
         DataType::Struct(fields) => DataType::Struct(fields.iter().map(map).collect()),
         DataType::List(field) => DataType::List(map(field)),
-        DataType::LargeList(field) | DataType::ListView(field) | DataType::LargeListView(field) => DataType::List(map(field)),
+        DataType::LargeList(field) | DataType::ListView(field) | DataType::LargeListView(field) => {
+            DataType::List(map(field))
+        }
         DataType::FixedSizeList(field, _) => DataType::List(map(field)),
         DataType::Map(field, sorted) => DataType::Map(map(field), *sorted),
         other => leaf(other),

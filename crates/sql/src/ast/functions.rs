@@ -77,7 +77,8 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
 
 /// The arguments of a plain call.
 fn arguments(function: &Function) -> Option<Vec<Expr>> {
-    let FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses }) = &function.args else {
+    let FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses }) = &function.args
+    else {
         return None;
     };
     if !clauses.is_empty() {

@@ -12,8 +12,8 @@ use std::ops::ControlFlow;
 use datafusion::arrow::datatypes::{DataType, Fields};
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments,
-    GroupByExpr, Ident, ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, TableFactor, Value,
+    AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident,
+    ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, TableFactor, Value,
     ValueWithSpan, VisitMut, VisitorMut, WildcardAdditionalOptions,
 };
 
@@ -169,7 +169,9 @@ fn refuse_set_operations(body: &SetExpr) -> Result<(), DataFusionError> {
         let name = if *op == SetOperator::Intersect { "INTERSECT" } else { "EXCEPT" };
         return Err(refused(
             "_LEGACY_ERROR_TEMP_3102",
-            format!("{name} of streams is not supported: it would need all rows that ever came; filter with WHERE instead"),
+            format!(
+                "{name} of streams is not supported: it would need all rows that ever came; filter with WHERE instead"
+            ),
         ));
     }
     refuse_set_operations(left)?;
@@ -214,7 +216,9 @@ impl VisitorMut for Spelling<'_> {
     fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
         for item in &mut select.projection {
             match item {
-                SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) => self.spell_options(options),
+                SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) => {
+                    self.spell_options(options)
+                }
                 _ => {}
             }
         }
@@ -308,15 +312,17 @@ impl WindowReferences<'_> {
     }
 
     fn has_window_column(&self, select: &Select) -> bool {
-        select.from.iter().flat_map(|from| std::iter::once(&from.relation).chain(from.joins.iter().map(|j| &j.relation))).any(
-            |table| match table {
+        select
+            .from
+            .iter()
+            .flat_map(|from| std::iter::once(&from.relation).chain(from.joins.iter().map(|j| &j.relation)))
+            .any(|table| match table {
                 TableFactor::Table { name, .. } => {
                     self.names.with_window.contains(&name.to_string().replace('`', "").to_lowercase())
                 }
                 TableFactor::Derived { subquery, .. } => projects_window(subquery),
                 _ => false,
-            },
-        )
+            })
     }
 }
 
@@ -421,7 +427,12 @@ impl ColumnNames<'_> {
                 _ => Some(pretty(expr)),
             },
             // Generators name their columns themselves.
-            expr if ["explode", "explode_outer", "posexplode", "unnest", "inline"].iter().any(|g| is_call_of(expr, g)) => None,
+            expr if ["explode", "explode_outer", "posexplode", "unnest", "inline"]
+                .iter()
+                .any(|g| is_call_of(expr, g)) =>
+            {
+                None
+            }
             expr if is_call_of(expr, "window") => Some("window".to_owned()),
             expr => Some(pretty(expr)),
         }

@@ -7,7 +7,8 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Word};
 
 /// Spark's typed number literals: `1.5D` is a DOUBLE, `10S` a SMALLINT.
-const SUFFIXES: &[(&str, &str)] = &[("D", "DOUBLE"), ("F", "FLOAT"), ("S", "SMALLINT"), ("Y", "TINYINT"), ("L", "BIGINT")];
+const SUFFIXES: &[(&str, &str)] =
+    &[("D", "DOUBLE"), ("F", "FLOAT"), ("S", "SMALLINT"), ("Y", "TINYINT"), ("L", "BIGINT")];
 
 /// Parses statements.
 pub(crate) fn parse_statements(sql: &str) -> Result<Vec<Statement>, ParserError> {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array};
+use datafusion::arrow::array::{
+    Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
+};
 use datafusion::arrow::compute::kernels::cmp::lt_eq;
 use datafusion::arrow::compute::{filter_record_batch, not, prep_null_mask_filter, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
@@ -58,10 +60,11 @@ pub(crate) fn expired(times: &ArrayRef, span: i64, watermark_ms: i64) -> Result<
     let times = match times.data_type() {
         DataType::Timestamp(_, None) => times.clone(),
         // The zone of a type does not matter for instants.
-        _ => Arc::new(as_timestamp_microsecond_array(times)?.clone().with_data_type(DataType::Timestamp(
-            datafusion::arrow::datatypes::TimeUnit::Microsecond,
-            None,
-        ))),
+        _ => Arc::new(
+            as_timestamp_microsecond_array(times)?
+                .clone()
+                .with_data_type(DataType::Timestamp(datafusion::arrow::datatypes::TimeUnit::Microsecond, None)),
+        ),
     };
     let reached = lt_eq(&times, &at)?;
     Ok(if reached.nulls().is_some() { prep_null_mask_filter(&reached) } else { reached })

@@ -14,9 +14,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions,
-};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::batch::{Batch, input_error};
@@ -37,7 +35,12 @@ impl StreamTable {
 
     /// The same source as input `number` of a plan.
     pub(crate) fn numbered(&self, number: usize) -> Self {
-        Self { source: self.source.clone(), columns: self.columns.clone(), partitions: self.partitions, number: Some(number) }
+        Self {
+            source: self.source.clone(),
+            columns: self.columns.clone(),
+            partitions: self.partitions,
+            number: Some(number),
+        }
     }
 
     pub(crate) fn source(&self) -> &str {
@@ -161,7 +164,11 @@ fn conform(rows: &RecordBatch, order: &[usize], schema: &SchemaRef, source: &str
     let mut columns = Vec::with_capacity(order.len());
     for (index, field) in order.iter().zip(schema.fields()) {
         let column = rows.column(*index);
-        columns.push(if column.data_type() == field.data_type() { column.clone() } else { cast(column, field.data_type())? });
+        columns.push(if column.data_type() == field.data_type() {
+            column.clone()
+        } else {
+            cast(column, field.data_type())?
+        });
     }
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)

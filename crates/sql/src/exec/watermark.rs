@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use datafusion::arrow::compute::cast;
 use datafusion::arrow::compute::max;
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
-use datafusion::arrow::compute::cast;
 use datafusion::common::cast::as_timestamp_microsecond_array;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};

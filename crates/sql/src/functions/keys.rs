@@ -6,7 +6,9 @@ use datafusion::arrow::array::{ArrayRef, AsArray};
 use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type};
 use datafusion::common::{Result, exec_err};
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
 
 /// `grouping_key(x)`: `x` with one zero and one NaN.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -45,10 +47,12 @@ impl ScalarUDFImpl for GroupingKey {
         let keys: ArrayRef = match keys.data_type() {
             // Adding 0.0 turns -0.0 into 0.0.
             DataType::Float32 => Arc::new(
-                keys.as_primitive::<Float32Type>().unary::<_, Float32Type>(|x| if x.is_nan() { f32::NAN } else { x + 0.0 }),
+                keys.as_primitive::<Float32Type>()
+                    .unary::<_, Float32Type>(|x| if x.is_nan() { f32::NAN } else { x + 0.0 }),
             ),
             DataType::Float64 => Arc::new(
-                keys.as_primitive::<Float64Type>().unary::<_, Float64Type>(|x| if x.is_nan() { f64::NAN } else { x + 0.0 }),
+                keys.as_primitive::<Float64Type>()
+                    .unary::<_, Float64Type>(|x| if x.is_nan() { f64::NAN } else { x + 0.0 }),
             ),
             other => return exec_err!("grouping_key() needs a floating-point column, not {other}"),
         };

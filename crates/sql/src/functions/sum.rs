@@ -63,7 +63,9 @@ impl AggregateUDFImpl for CheckedSum {
 }
 
 fn overflow() -> ArrowError {
-    ArrowError::ArithmeticOverflow("ARITHMETIC_OVERFLOW: the sum is too large for BIGINT: use try_sum() to get NULL".into())
+    ArrowError::ArithmeticOverflow(
+        "ARITHMETIC_OVERFLOW: the sum is too large for BIGINT: use try_sum() to get NULL".into(),
+    )
 }
 
 #[derive(Debug)]
@@ -160,7 +162,9 @@ mod tests {
     fn an_overflow_is_an_error() {
         let mut groups = SumGroups::default();
         groups.update_batch(&column(&[Some(i64::MAX), Some(1), None]), &[0, 1, 2], None, 3).unwrap();
-        assert!(groups.merge_batch(&column(&[Some(1)]), &[0], 3).unwrap_err().to_string().contains("ARITHMETIC_OVERFLOW"));
+        assert!(
+            groups.merge_batch(&column(&[Some(1)]), &[0], 3).unwrap_err().to_string().contains("ARITHMETIC_OVERFLOW")
+        );
 
         let mut all = SumAccumulator { sum: None };
         all.update_batch(&column(&[Some(i64::MAX), None])).unwrap();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, StructArray, TimestampMicrosecondArray};
 use datafusion::arrow::datatypes::{DataType, Field, Fields, TimeUnit};
-use datafusion::common::{DataFusionError, Result, ScalarValue, exec_err, plan_err};
 use datafusion::common::cast::{as_struct_array, as_timestamp_microsecond_array};
+use datafusion::common::{DataFusionError, Result, ScalarValue, exec_err, plan_err};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility, lit,
@@ -227,7 +227,10 @@ fn duration(expr: &Expr) -> Result<i64> {
 /// Spark's interval text, without months and years.
 pub(crate) fn parse_interval(text: &str) -> Result<i64, DataFusionError> {
     let wrong = |what: String| {
-        refused("INVALID_INTERVAL_FORMAT", format!("`{text}` is not an interval: {what} (write for example '10 minutes')"))
+        refused(
+            "INVALID_INTERVAL_FORMAT",
+            format!("`{text}` is not an interval: {what} (write for example '10 minutes')"),
+        )
     };
     let lower = text.trim().to_lowercase();
     let mut words = lower.strip_prefix("interval ").unwrap_or(&lower).split_whitespace().peekable();
@@ -248,7 +251,9 @@ pub(crate) fn parse_interval(text: &str) -> Result<i64, DataFusionError> {
             "month" | "year" => {
                 return Err(refused(
                     "_LEGACY_ERROR_TEMP_3231",
-                    format!("window(): intervals of months or years are not supported (`{text}`): their lengths differ"),
+                    format!(
+                        "window(): intervals of months or years are not supported (`{text}`): their lengths differ"
+                    ),
                 ));
             }
             _ => return Err(wrong(format!("the unit `{unit}` is unknown"))),
@@ -261,7 +266,8 @@ pub(crate) fn parse_interval(text: &str) -> Result<i64, DataFusionError> {
             if factor != 1_000_000 || fraction.len() > 9 {
                 return Err(wrong(format!("only seconds can have a fraction, not `{count} {unit}`")));
             }
-            let digits: i64 = format!("{fraction:0<9}").parse().map_err(|_| wrong(format!("`{count}` is not a number")))?;
+            let digits: i64 =
+                format!("{fraction:0<9}").parse().map_err(|_| wrong(format!("`{count}` is not a number")))?;
             part += if negative { -(digits / 1_000) } else { digits / 1_000 };
         }
         micros = micros.checked_add(part).ok_or_else(|| wrong("it is too long".into()))?;

@@ -1,7 +1,7 @@
 //! Which queries are refused, and with which words: Spark's rules for streams, and what is not built yet.
 
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::Result;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use perennial_core::error::{Error, Result as CoreResult, class};
 use perennial_core::sink::OutputMode;
@@ -16,7 +16,8 @@ const NOT_STREAMING: &str = "_LEGACY_ERROR_TEMP_3102";
 /// The watermark of a source: its column must be there and be a timestamp, its delay not negative.
 pub(crate) fn watermark(source: &SourceTable) -> CoreResult<()> {
     let Some(watermark) = &source.watermark else { return Ok(()) };
-    let at = |message: String| Err(Error::new(class::ANALYSIS, message).at(format!("source {}: watermark", source.name)));
+    let at =
+        |message: String| Err(Error::new(class::ANALYSIS, message).at(format!("source {}: watermark", source.name)));
     let Ok(field) = source.schema.field_with_name(&watermark.column) else {
         let names: Vec<String> = source.schema.fields().iter().map(|field| format!("`{}`", field.name())).collect();
         return at(format!(
@@ -41,6 +42,16 @@ pub(crate) fn watermark(source: &SourceTable) -> CoreResult<()> {
 /// What can be told before the plan is optimised.
 pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     plan.apply_with_subqueries(|node| {
+        for expr in node.expressions() {
+            if expr.exists(|inner| {
+                Ok(matches!(inner, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_)))
+            })? {
+                return Err(unsupported(format!(
+                    "{expr}: a subquery in an expression joins two streams, which is not supported yet: \
+                     write the inner one to a table and join there"
+                )));
+            }
+        }
         match node {
             LogicalPlan::Window(window) => {
                 return Err(refused(
@@ -105,14 +116,13 @@ fn is_aggregate(plan: &LogicalPlan) -> bool {
     matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_))
 }
 
-/// What only the optimised plan tells: joins (also those that subqueries became) and the stateful operators.
+/// What only the optimised plan tells: joins and the stateful operators.
 pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     let mut aggregates = 0;
     plan.apply_with_subqueries(|node| {
         if let LogicalPlan::Join(join) = node {
             return Err(unsupported(format!(
-                "joins of streams ({:?}, which may come from a subquery in an expression) are not supported yet: \
-                 write the streams to a table each and join there",
+                "joins of streams ({:?}) are not supported yet: write the streams to a table each and join there",
                 join.join_type
             )));
         }

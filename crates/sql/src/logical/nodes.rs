@@ -55,7 +55,8 @@ impl AssignWindows {
     pub(crate) fn new(input: LogicalPlan, time: Expr, spec: WindowSpec) -> Result<Self> {
         let start_type = time_type(&time.get_type(input.schema())?)?;
         let start: (_, Arc<Field>) = (None, Arc::new(Field::new(WINDOW_START, start_type, false)));
-        let fields = input.schema().iter().map(|(table, field)| (table.cloned(), field.clone())).chain([start]).collect();
+        let fields =
+            input.schema().iter().map(|(table, field)| (table.cloned(), field.clone())).chain([start]).collect();
         let schema = Arc::new(DFSchema::new_with_metadata(fields, input.schema().metadata().clone())?);
         Ok(Self { input, time, spec, schema })
     }

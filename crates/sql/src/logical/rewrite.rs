@@ -7,7 +7,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, col};
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, Union, col};
 
 use super::lineage::group_exprs;
 use super::nodes::{AssignWindows, WINDOW_START, Watermark, extension};
@@ -19,9 +19,14 @@ use crate::functions::window::{WINDOW, WindowOf, WindowSpec, WindowTime};
 /// Makes integer literals INT where they fit, as they are in Spark; DataFusion reads them as BIGINT.
 pub(crate) fn integer_literals(plan: LogicalPlan) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| {
-        // The rows of LIMIT are counted in BIGINT.
-        if matches!(node, LogicalPlan::Limit(_)) {
-            return Ok(Transformed::no(node));
+        match node {
+            // The rows of LIMIT are counted in BIGINT.
+            LogicalPlan::Limit(_) => return Ok(Transformed::no(node)),
+            // The types of a union are those that its branches have now.
+            LogicalPlan::Union(union) => {
+                return Ok(Transformed::yes(LogicalPlan::Union(Union::try_new_with_loose_types(union.inputs)?)));
+            }
+            _ => {}
         }
         let names = NamePreserver::new(&node);
         let rewritten = node.map_expressions(|expr| {
@@ -197,12 +202,12 @@ fn expand_aggregate(aggregate: Aggregate) -> Result<Transformed<LogicalPlan>> {
         .into_iter()
         .map(|expr| match expr {
             Expr::GroupingSet(set) => Ok(Expr::GroupingSet(match set {
-                datafusion::logical_expr::GroupingSet::Rollup(exprs) => {
-                    datafusion::logical_expr::GroupingSet::Rollup(exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?)
-                }
-                datafusion::logical_expr::GroupingSet::Cube(exprs) => {
-                    datafusion::logical_expr::GroupingSet::Cube(exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?)
-                }
+                datafusion::logical_expr::GroupingSet::Rollup(exprs) => datafusion::logical_expr::GroupingSet::Rollup(
+                    exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?,
+                ),
+                datafusion::logical_expr::GroupingSet::Cube(exprs) => datafusion::logical_expr::GroupingSet::Cube(
+                    exprs.into_iter().map(rewrite_key).collect::<Result<_>>()?,
+                ),
                 datafusion::logical_expr::GroupingSet::GroupingSets(sets) => {
                     datafusion::logical_expr::GroupingSet::GroupingSets(
                         sets.into_iter()
@@ -221,10 +226,8 @@ fn expand_aggregate(aggregate: Aggregate) -> Result<Transformed<LogicalPlan>> {
         None => aggr_expr,
     };
     let spec = assigned.as_ref().map(|(_, _, spec)| *spec);
-    let is_window: Vec<bool> = keys
-        .iter()
-        .map(|key| assigned.as_ref().is_some_and(|(call, _, _)| key.clone().unalias() == *call))
-        .collect();
+    let is_window: Vec<bool> =
+        keys.iter().map(|key| assigned.as_ref().is_some_and(|(call, _, _)| key.clone().unalias() == *call)).collect();
     let input = match assigned {
         Some((_, input, _)) => Arc::new(input),
         None => input,

@@ -49,7 +49,12 @@ impl Loop {
         let read: usize = inputs.iter().flatten().flatten().map(RecordBatch::num_rows).sum();
         let streams = inputs
             .into_iter()
-            .map(|streams| streams.into_iter().map(|rows| -> RowStream { stream::iter(rows.into_iter().map(Ok)).boxed() }).collect())
+            .map(|streams| {
+                streams
+                    .into_iter()
+                    .map(|rows| -> RowStream { stream::iter(rows.into_iter().map(Ok)).boxed() })
+                    .collect()
+            })
             .collect();
         let info = BatchInfo {
             id: self.next_batch,
@@ -87,6 +92,11 @@ impl Loop {
         self.late_ms = self.watermark_ms;
         self.watermark_ms = self.watermark_ms.max(global);
         Ok(Ran { rows, outcome, watermark_ms: info.watermark_ms, next_watermark_ms: self.watermark_ms })
+    }
+
+    /// The state, for a batch that the test runs by itself.
+    pub(crate) fn state(&self) -> BatchState {
+        self.state.clone()
     }
 
     /// A batch without rows.

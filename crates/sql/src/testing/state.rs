@@ -20,7 +20,8 @@ pub(crate) struct MemoryState {
 impl MemoryState {
     pub(crate) fn new(spec: &StateSpec) -> Self {
         let keys = spec.schema.fields().iter().take(spec.keys);
-        let converter = RowConverter::new(keys.map(|field| SortField::new(field.data_type().clone())).collect()).unwrap();
+        let converter =
+            RowConverter::new(keys.map(|field| SortField::new(field.data_type().clone())).collect()).unwrap();
         Self { spec: spec.clone(), converter, batches: Vec::new(), rows: HashMap::new() }
     }
 

@@ -118,7 +118,8 @@ pub(crate) fn rows_from_json(rows: &[Value], schema: &SchemaRef) -> RecordBatch 
         let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows.len()));
         return RecordBatch::try_new_with_options(schema.clone(), vec![], &options).unwrap();
     }
-    let mut decoder = arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(rows.len().max(1)).build_decoder().unwrap();
+    let mut decoder =
+        arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(rows.len().max(1)).build_decoder().unwrap();
     decoder.serialize(rows).unwrap();
     decoder.flush().unwrap().unwrap_or_else(|| RecordBatch::new_empty(schema.clone()))
 }
@@ -166,7 +167,9 @@ fn value(array: &ArrayRef, row: usize) -> Value {
         DataType::Struct(fields) => {
             let columns = array.as_struct().columns();
             let fields = fields.iter().zip(columns);
-            Value::Object(fields.map(|(field, column)| (field.name().clone(), value(column, row))).collect::<Map<_, _>>())
+            Value::Object(
+                fields.map(|(field, column)| (field.name().clone(), value(column, row))).collect::<Map<_, _>>(),
+            )
         }
         DataType::Map(_, _) => {
             let entries = array.as_map().value(row);
@@ -195,7 +198,9 @@ pub(crate) fn same(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Number(l), Value::Number(r)) if l.is_f64() || r.is_f64() => {
             let (l, r) = (l.as_f64().unwrap(), r.as_f64().unwrap());
-            l == r || (l - r).abs() <= 1e-9 * l.abs().max(r.abs()).max(1e-300) || l as f32 == r as f32 && (l - r).abs() <= 1e-6 * l.abs()
+            l == r
+                || (l - r).abs() <= 1e-9 * l.abs().max(r.abs()).max(1e-300)
+                || l as f32 == r as f32 && (l - r).abs() <= 1e-6 * l.abs()
         }
         (Value::Array(l), Value::Array(r)) => l.len() == r.len() && l.iter().zip(r).all(|(l, r)| same(l, r)),
         (Value::Object(l), Value::Object(r)) => {

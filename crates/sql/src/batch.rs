@@ -24,7 +24,7 @@ pub(crate) struct Batch {
 pub(crate) struct Counters {
     /// Rows read, all inputs together.
     read: AtomicU64,
-    /// Rows that reached the sink.
+    /// Rows that reached the sink without having been in state.
     written: AtomicU64,
     /// Rows that reached a first stateful operator and were not late.
     held: AtomicU64,
@@ -126,10 +126,10 @@ impl Counters {
     /// The outcome of a batch whose output is drained. Rows that were neither written nor held nor late were filtered: every row has
     /// exactly one of these ends, and rows that the query made count as read. `expands` says that the plan has an operator (explode)
     /// whose further rows only show in the sum.
-    pub(crate) fn outcome(&self, stateful: bool, expands: bool) -> Result<PlanOutcome> {
+    pub(crate) fn outcome(&self, expands: bool) -> Result<PlanOutcome> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Acquire);
         let (held, late, mut multiplied) = (count(&self.held), count(&self.late), count(&self.multiplied));
-        let written = if stateful { 0 } else { count(&self.written) };
+        let written = count(&self.written);
         if expands {
             multiplied = multiplied.max((written + held + late).saturating_sub(count(&self.read)));
         }

@@ -125,12 +125,13 @@ fn unresolved(condition: &str, what: &str, name: &str, known: &[&str], sql: &str
 
 /// Errors that DataFusion only has as text.
 fn plain_error(error: &DataFusionError, sql: &str) -> Error {
-    let text = error.find_root().strip_backtrace();
-    let text = text
-        .strip_prefix("Error during planning: ")
-        .or_else(|| text.strip_prefix("This feature is not implemented: "))
-        .unwrap_or(&text)
-        .to_owned();
+    let root = error.find_root();
+    let text = root.strip_backtrace();
+    let text = text.split("\nThis issue was likely caused by a bug in DataFusion").next().unwrap_or_default();
+    if let Some(what) = text.strip_prefix("This feature is not implemented: ") {
+        return Error::new(class::ANALYSIS, format!("UNSUPPORTED_FEATURE: not supported: {what}"));
+    }
+    let text = text.strip_prefix("Error during planning: ").unwrap_or(text).to_owned();
     let quoted = |from: &str| text.split_once(from).and_then(|(_, rest)| rest.split('\'').next()).map(str::to_owned);
     let message = if let Some(name) = quoted("Invalid function '") {
         let hint = quoted("Did you mean '").map(|near| format!(": did you mean `{near}`?")).unwrap_or_default();

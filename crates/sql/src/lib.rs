@@ -23,6 +23,8 @@ mod zone;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod query_tests;
+#[cfg(test)]
 mod testing;
 
 pub use planner::{Planner, PlannerOptions, SourceTable, SourceWatermark, UNIQUE_KEY};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::array::timezone::Tz;
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::Session;
 use datafusion::common::{DataFusionError, Result as DfResult, internal_err, plan_err};
@@ -20,13 +21,14 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::parser::ParserError;
 use perennial_core::Result;
+use perennial_core::error::{Error, class};
 use perennial_core::plan::{Predicate, QueryPlan};
 use perennial_core::sink::OutputMode;
 
 use crate::ast;
 use crate::error::{planning_error, syntax_error};
 use crate::exec::aggregate::StatefulAggregateExec;
-use crate::exec::held::HeldExec;
+use crate::exec::count::{CountExec, Counted, count_past_state, is_stateful};
 use crate::exec::merge::Aggregation;
 use crate::exec::watermark::WatermarkExec;
 use crate::exec::windows::WindowsExec;
@@ -133,10 +135,24 @@ impl Planner {
     /// # Errors
     /// As [`Planner::plan`]; also where the expression is not BOOLEAN or would not give the same answer for the same row each time.
     pub fn predicate(&self, sql: &str, schema: &Schema) -> Result<Arc<dyn Predicate>> {
+        self.check_time_zone()?;
         let state = session(&self.options, &Arc::default(), &[]).map_err(|error| planning_error(error, sql))?;
         let predicate = SqlPredicate::compile(&state, sql, schema, &self.options.time_zone)
             .map_err(|error| planning_error(error, sql))?;
         Ok(Arc::new(predicate))
+    }
+
+    fn check_time_zone(&self) -> Result<()> {
+        match self.options.time_zone.parse::<Tz>() {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::new(
+                class::CONFIG_INVALID,
+                format!(
+                    "`{}` is not a time zone: write a name such as `Europe/Berlin` or an offset such as `+02:00`",
+                    self.options.time_zone
+                ),
+            )),
+        }
     }
 }
 
@@ -177,6 +193,7 @@ async fn plan_query(
     let plan = inputs::mark_stateful(plan, mode, &mut 0)?;
     check::optimised(&plan, mode)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
+    let physical = count_past_state(physical, false)?;
     StreamQuery::new(&plan, physical, inputs, mode, parallelism, clock, state)
 }
 
@@ -242,7 +259,7 @@ impl ExtensionPlanner for StreamOperators {
         if let Some(windows) = node.as_any().downcast_ref::<AssignWindows>() {
             let time = planner.create_physical_expr(&windows.time, logical.schema(), session, context)?;
             let schema = UserDefinedLogicalNode::schema(windows).inner().clone();
-            let counts = !crate::query::is_stateful(input);
+            let counts = !is_stateful(input);
             return Ok(Some(Arc::new(WindowsExec::new(input.clone(), time, windows.spec, counts, schema))));
         }
         if let Some(stateful) = node.as_any().downcast_ref::<StatefulAggregate>() {
@@ -271,7 +288,7 @@ fn stateful_aggregate(
     });
     let mut input = first.input().clone();
     if node.first {
-        input = Arc::new(HeldExec::new(input, event));
+        input = Arc::new(CountExec::new(input, Counted::Held(event)));
     }
     let partial = AggregateExec::try_new(
         AggregateMode::Partial,

@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use crate::batch::Batch;
 use crate::error::execution_error;
 use crate::exec::aggregate::StatefulAggregateExec;
+use crate::exec::count::is_stateful;
 use crate::exec::merge;
 use crate::functions::clock::{BatchClock, CLOCK_FUNCTIONS};
 use crate::logical::lineage;
@@ -187,12 +188,12 @@ impl QueryPlan for StreamQuery {
         ));
         let drained = Arc::new(AtomicBool::new(false));
         let rows = run(&plan, &context, batch.clone(), self.schema.clone(), drained.clone());
-        let (stateful, expands) = (!self.state.is_empty(), self.expands);
+        let expands = self.expands;
         let outcome = move || {
             if !drained.load(Ordering::Acquire) {
                 return Err(Error::bug("the outcome of a batch was asked for before its rows were drained"));
             }
-            batch.counters.outcome(stateful, expands).map_err(execution_error)
+            batch.counters.outcome(expands).map_err(execution_error)
         };
         Ok(Execution { rows, outcome: Box::new(outcome) })
     }
@@ -205,6 +206,8 @@ struct Output {
     tasks: JoinSet<()>,
     batch: Arc<Batch>,
     schema: SchemaRef,
+    /// Rows come out of state and were counted on their way in.
+    stateful: bool,
     drained: Arc<AtomicBool>,
 }
 
@@ -237,7 +240,8 @@ fn run(
         });
         partitions.push(Some(receiver));
     }
-    let output = Output { partitions, next: 0, tasks, batch, schema, drained };
+    let stateful = is_stateful(plan);
+    let output = Output { partitions, next: 0, tasks, batch, schema, stateful, drained };
     stream::unfold(Some(output), |output| async move {
         let mut output = output?;
         match output.next().await {
@@ -262,7 +266,9 @@ impl Output {
                 Some(Ok(rows)) if rows.num_rows() == 0 => self.next += 1,
                 Some(Ok(rows)) => {
                     self.next += 1;
-                    self.batch.counters.written(rows.num_rows());
+                    if !self.stateful {
+                        self.batch.counters.written(rows.num_rows());
+                    }
                     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
                     let columns = rows.columns().to_vec();
                     return Ok(Some(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?));
@@ -280,11 +286,6 @@ impl Output {
         self.drained.store(true, Ordering::Release);
         Ok(None)
     }
-}
-
-/// Whether a physical plan has a stateful operator in it.
-pub(crate) fn is_stateful(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.downcast_ref::<StatefulAggregateExec>().is_some() || plan.children().into_iter().any(is_stateful)
 }
 
 fn collect_operators<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a StatefulAggregateExec>) {

@@ -19,6 +19,9 @@ use super::merge::{Aggregation, split};
 use super::one_input;
 use crate::batch::Batch;
 
+/// Rows per batch of the output, at most: the state gives its rows in chunks of any size.
+const ROWS_PER_BATCH: usize = 32_768;
+
 /// Per partition of the state the partial aggregates for it, input partition by input partition.
 type Exchanged = Vec<Mutex<Vec<RecordBatch>>>;
 
@@ -104,11 +107,16 @@ impl ExecutionPlan for StatefulAggregateExec {
                 total.rows_dropped_by_watermark += progress.rows_dropped_by_watermark;
                 total.memory_bytes += progress.memory_bytes;
             });
-            let results = emitted.into_iter().filter(|rows| rows.num_rows() > 0);
-            Ok(stream::iter(results).map(move |rows| aggregation.results(&rows)))
+            Ok(stream::iter(emitted.into_iter().flat_map(slices)).map(move |rows| aggregation.results(&rows)))
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), stream::once(rows).try_flatten())))
     }
+}
+
+/// The rows in pieces that a sink can take in.
+fn slices(rows: RecordBatch) -> impl Iterator<Item = RecordBatch> {
+    let count = rows.num_rows();
+    (0..count).step_by(ROWS_PER_BATCH).map(move |first| rows.slice(first, ROWS_PER_BATCH.min(count - first)))
 }
 
 /// Runs the partial aggregation, each partition on its own task, and spreads what it gives by key. The order of the result does not

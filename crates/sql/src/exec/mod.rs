@@ -1,7 +1,7 @@
 //! The physical operators of streams.
 
 pub(crate) mod aggregate;
-pub(crate) mod held;
+pub(crate) mod count;
 pub(crate) mod merge;
 pub(crate) mod source;
 pub(crate) mod watermark;

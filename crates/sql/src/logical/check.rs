@@ -42,6 +42,16 @@ pub(crate) fn watermark(source: &SourceTable) -> CoreResult<()> {
 /// What can be told before the plan is optimised.
 pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     plan.apply_with_subqueries(|node| {
+        for expr in node.expressions() {
+            if expr.exists(|inner| {
+                Ok(matches!(inner, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_)))
+            })? {
+                return Err(unsupported(format!(
+                    "{expr}: a subquery in an expression joins two streams, which is not supported yet: \
+                     write the inner one to a table and join there"
+                )));
+            }
+        }
         match node {
             LogicalPlan::Window(window) => {
                 return Err(refused(
@@ -106,14 +116,13 @@ fn is_aggregate(plan: &LogicalPlan) -> bool {
     matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_))
 }
 
-/// What only the optimised plan tells: joins (also those that subqueries became) and the stateful operators.
+/// What only the optimised plan tells: joins and the stateful operators.
 pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     let mut aggregates = 0;
     plan.apply_with_subqueries(|node| {
         if let LogicalPlan::Join(join) = node {
             return Err(unsupported(format!(
-                "joins of streams ({:?}, which may come from a subquery in an expression) are not supported yet: \
-                 write the streams to a table each and join there",
+                "joins of streams ({:?}) are not supported yet: write the streams to a table each and join there",
                 join.join_type
             )));
         }

@@ -7,7 +7,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, col};
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, Union, col};
 
 use super::lineage::group_exprs;
 use super::nodes::{AssignWindows, WINDOW_START, Watermark, extension};
@@ -19,9 +19,14 @@ use crate::functions::window::{WINDOW, WindowOf, WindowSpec, WindowTime};
 /// Makes integer literals INT where they fit, as they are in Spark; DataFusion reads them as BIGINT.
 pub(crate) fn integer_literals(plan: LogicalPlan) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| {
-        // The rows of LIMIT are counted in BIGINT.
-        if matches!(node, LogicalPlan::Limit(_)) {
-            return Ok(Transformed::no(node));
+        match node {
+            // The rows of LIMIT are counted in BIGINT.
+            LogicalPlan::Limit(_) => return Ok(Transformed::no(node)),
+            // The types of a union are those that its branches have now.
+            LogicalPlan::Union(union) => {
+                return Ok(Transformed::yes(LogicalPlan::Union(Union::try_new_with_loose_types(union.inputs)?)));
+            }
+            _ => {}
         }
         let names = NamePreserver::new(&node);
         let rewritten = node.map_expressions(|expr| {

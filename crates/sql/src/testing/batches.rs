@@ -94,6 +94,11 @@ impl Loop {
         Ok(Ran { rows, outcome, watermark_ms: info.watermark_ms, next_watermark_ms: self.watermark_ms })
     }
 
+    /// The state, for a batch that the test runs by itself.
+    pub(crate) fn state(&self) -> BatchState {
+        self.state.clone()
+    }
+
     /// A batch without rows.
     pub(crate) async fn empty_batch(&mut self) -> Result<Ran> {
         self.batch(self.plan.inputs().iter().map(|_| vec![]).collect()).await

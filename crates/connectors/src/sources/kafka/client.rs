@@ -85,11 +85,12 @@ impl Events {
             // That nothing came back is explained by what went wrong meanwhile.
             (Some(code), Some((cause, reason))) if is_silence(code) => (classify(cause, &reason), reason),
             (Some(code), None) if is_silence(code) => (class::TIMEOUT, "no broker answered in time".to_owned()),
-            (Some(code), _) => (classify(code, &error.to_string()), code.to_string()),
+            (Some(code), _) => (classify(code, &error.to_string()), error.to_string()),
             (None, _) => (class::SERVER_UNAVAILABLE, error.to_string()),
         };
-        let advice = advice(class);
-        Error::new(class, format!("Kafka at {brokers}: {what}: {why}{advice}")).caused_by(error)
+        let explained = Error::new(class, format!("Kafka at {brokers}: {what}: {why}{}", advice(class)));
+        // "Timed out" behind the reason for it would only be noise.
+        if why == error.to_string() { explained.caused_by(error) } else { explained }
     }
 }
 

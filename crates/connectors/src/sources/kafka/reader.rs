@@ -26,7 +26,7 @@ use crate::sources::stream::Output;
 const BLOCK_BYTES: usize = 2 << 20;
 const BLOCK_RECORDS: usize = 1 << 17;
 /// How long a thread waits for records when none of its partitions has any.
-const IDLE_WAIT: Duration = Duration::from_millis(10);
+const IDLE_WAIT: Duration = Duration::from_millis(2);
 /// How long after the end of a partition was reported its missing records may still be on their way.
 const EOF_GRACE: Duration = Duration::from_millis(20);
 

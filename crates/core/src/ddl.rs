@@ -141,7 +141,8 @@ fn sql_type(data_type: &DataType) -> String {
 }
 
 fn quote_if_needed(name: &str) -> String {
-    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && name.chars().any(|c| !c.is_ascii_digit());
+    let plain =
+        name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && name.chars().any(|c| !c.is_ascii_digit());
     if plain { name.to_owned() } else { format!("`{}`", name.replace('`', "``")) }
 }
 
@@ -307,7 +308,9 @@ impl<'a> Parser<'a> {
                 DataType::Struct(Fields::from(fields))
             }
             "VOID" | "NULL" | "INTERVAL" | "TIME" | "VARIANT" | "GEOGRAPHY" | "GEOMETRY" => {
-                return Err(self.error_at(start, &format!("columns of Spark's type `{word}` are not supported in sources")));
+                return Err(
+                    self.error_at(start, &format!("columns of Spark's type `{word}` are not supported in sources"))
+                );
             }
             _ => {
                 return Err(self.error_at(
@@ -497,8 +500,14 @@ mod tests {
     fn all_types_and_their_aliases_are_read() {
         for (text, expected) in [
             ("a STRING NOT NULL, b: INT", "a string NOT NULL; b int"),
-            ("a boolean, b byte, c tinyint, d short, e SmallInt", "a boolean; b tinyint; c tinyint; d smallint; e smallint"),
-            ("a INTEGER, b LONG, c BIGINT, d REAL, e FLOAT, f DOUBLE", "a int; b bigint; c bigint; d float; e float; f double"),
+            (
+                "a boolean, b byte, c tinyint, d short, e SmallInt",
+                "a boolean; b tinyint; c tinyint; d smallint; e smallint",
+            ),
+            (
+                "a INTEGER, b LONG, c BIGINT, d REAL, e FLOAT, f DOUBLE",
+                "a int; b bigint; c bigint; d float; e float; f double",
+            ),
             ("a DECIMAL, b DEC(5), c NUMERIC ( 38 , 18 )", "a decimal(10,0); b decimal(5,0); c decimal(38,18)"),
             ("a CHAR(3), b VARCHAR(20), c BINARY, d DATE", "a string; b string; c binary; d date"),
             ("a TIMESTAMP, b TIMESTAMP_LTZ, c TIMESTAMP_NTZ", "a timestamp; b timestamp; c timestamp_ntz"),
@@ -508,7 +517,10 @@ mod tests {
             ("a array<array<struct<k: map<int, array<string>>>>>", "a array<array<struct<k:map<int,array<string>>>>>"),
             ("window STRUCT<start: TIMESTAMP, end TIMESTAMP>", "window struct<start:timestamp,end:timestamp>"),
             ("`odd name` INT, `a``b` INT, 2nd INT", "odd name int; a`b int; 2nd int"),
-            ("date DATE, struct INT, not INT NOT NULL, größe DOUBLE", "date date; struct int; not int NOT NULL; größe double"),
+            (
+                "date DATE, struct INT, not INT NOT NULL, größe DOUBLE",
+                "date date; struct int; not int NOT NULL; größe double",
+            ),
             ("\n  a INT,  -- the first\n  b INT\n", "a int; b int"),
         ] {
             assert_eq!(simple(text), expected, "{text}");
@@ -557,7 +569,10 @@ mod tests {
             ("", "line 1, column 1: a schema needs at least one column"),
             ("a", "line 1, column 2: expected a type, found the end"),
             ("a INT,", "line 1, column 7: expected another column after `,`, found the end"),
-            ("a INT b INT", "line 1, column 7: expected `,`, `NOT NULL`, `COMMENT` or the end after the column, found `b`"),
+            (
+                "a INT b INT",
+                "line 1, column 7: expected `,`, `NOT NULL`, `COMMENT` or the end after the column, found `b`",
+            ),
             ("a INT,\n  b TXT", "line 2, column 5: expected a type, found `TXT`"),
             ("a ARRAY<INT", "expected `>`, found the end"),
             ("a ARRAY", "expected `<` after ARRAY, for example `ARRAY<INT>`, found the end"),

@@ -9,13 +9,22 @@ pub(crate) struct Pattern(Vec<Item>);
 #[derive(Debug, Clone, PartialEq)]
 enum Item {
     Literal(char),
-    Number { field: Field, min: usize, max: usize, reserved: usize },
+    Number {
+        field: Field,
+        min: usize,
+        max: usize,
+        reserved: usize,
+    },
     /// Two digits of a year of this century.
     ShortYear,
     /// The name of a month, or its first three letters.
-    MonthName { full: bool },
+    MonthName {
+        full: bool,
+    },
     /// The name of a day of the week, or its first three letters; it must be the date's.
-    DayName { full: bool },
+    DayName {
+        full: bool,
+    },
     AmPm,
     /// Digits behind the point of the second, up to this many.
     Fraction(usize),
@@ -78,7 +87,18 @@ enum Presence {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 /// From Thursday, as the epoch began on one.
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -181,9 +201,12 @@ fn letters(letter: char, count: usize) -> Result<Item, String> {
             seconds: Presence::Never,
             zulu: false,
         })),
-        ('Z', 5) => {
-            Ok(Item::Offset(OffsetForm { colon: true, minutes: Presence::Always, seconds: Presence::Maybe, zulu: true }))
-        }
+        ('Z', 5) => Ok(Item::Offset(OffsetForm {
+            colon: true,
+            minutes: Presence::Always,
+            seconds: Presence::Maybe,
+            zulu: true,
+        })),
         ('O', 1 | 4) | ('Z', 4) => Ok(Item::GmtOffset),
         ('V', 2) | ('z', 1..=4) => Ok(Item::ZoneName),
         _ => {
@@ -308,7 +331,8 @@ impl Reader<'_> {
             Item::Offset(form) => self.found.zone = Some(self.offset(*form)?),
             Item::GmtOffset => {
                 self.rest = self.rest.strip_prefix("GMT")?;
-                let length = self.rest.find(|c: char| !c.is_ascii_digit() && !"+-:".contains(c)).unwrap_or(self.rest.len());
+                let length =
+                    self.rest.find(|c: char| !c.is_ascii_digit() && !"+-:".contains(c)).unwrap_or(self.rest.len());
                 self.zone_of(length, |text| if text.is_empty() { Some(Zone::UTC) } else { Zone::parse(text) })?;
             }
             Item::ZoneName => {

@@ -64,7 +64,8 @@ impl Case {
     pub(super) fn check(&self) {
         let decoded = decode_lines(self.decoder(None).as_ref(), &self.lines()).unwrap();
         let found = rows(&decoded.rows);
-        let differences: Vec<_> = found.iter().zip(&self.rows).filter(|(found, expected)| !same(found, expected)).collect();
+        let differences: Vec<_> =
+            found.iter().zip(&self.rows).filter(|(found, expected)| !same(found, expected)).collect();
         assert!(
             differences.is_empty() && found.len() == self.rows.len(),
             "{}: {} {:?}: {} rows instead of {}; found and expected: {differences:#?}",
@@ -111,7 +112,8 @@ pub(super) fn decode_values(decoder: &dyn Decoder, values: &[Option<&[u8]>]) -> 
 
 /// The rows as JSON objects, as Spark's `to_json` writes them.
 pub(super) fn rows(batch: &RecordBatch) -> Vec<Value> {
-    let columns: Vec<_> = batch.schema().fields().iter().map(|f| f.name().clone()).zip(batch.columns().to_vec()).collect();
+    let columns: Vec<_> =
+        batch.schema().fields().iter().map(|f| f.name().clone()).zip(batch.columns().to_vec()).collect();
     let row = |row: usize| columns.iter().map(|(name, array)| (name.clone(), cell(array, row))).collect();
     (0..batch.num_rows()).map(|index| Value::Object(row(index))).collect()
 }

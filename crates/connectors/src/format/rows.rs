@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, MapArray, RecordBatch, RecordBatchOptions, StructArray, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, ListArray, MapArray, RecordBatch, RecordBatchOptions, StructArray, new_null_array,
+};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Fields, SchemaRef, TimeUnit};
 use perennial_core::ddl;
@@ -92,7 +94,9 @@ fn conform_array(array: &ArrayRef, target: &DataType, path: &str) -> Result<Arra
         }
         (DataType::Map(_, _), DataType::Map(entries, sorted)) => {
             let maps = array.as_map();
-            let DataType::Struct(pair) = entries.data_type() else { return Err(refuse(array.data_type(), target, path)) };
+            let DataType::Struct(pair) = entries.data_type() else {
+                return Err(refuse(array.data_type(), target, path));
+            };
             let [key, value] = &pair[..] else { return Err(refuse(array.data_type(), target, path)) };
             let keys = conform_array(maps.keys(), key.data_type(), &format!("{path}.key"))?;
             let values = conform_array(maps.values(), value.data_type(), &format!("{path}.value"))?;
@@ -102,8 +106,7 @@ fn conform_array(array: &ArrayRef, target: &DataType, path: &str) -> Result<Arra
         }
         (found, target) if widens(found, target) => {
             let options = CastOptions { safe: false, ..CastOptions::default() };
-            cast_with_options(array, target, &options)
-                .map_err(|error| refuse(found, target, path).caused_by(error))
+            cast_with_options(array, target, &options).map_err(|error| refuse(found, target, path).caused_by(error))
         }
         (found, target) => Err(refuse(found, target, path)),
     }
@@ -111,7 +114,8 @@ fn conform_array(array: &ArrayRef, target: &DataType, path: &str) -> Result<Arra
 
 fn refuse(found: &DataType, target: &DataType, path: &str) -> Error {
     let (found, target) = (ddl::simple_type(found).to_uppercase(), ddl::simple_type(target).to_uppercase());
-    let what = format!("column `{path}` is {found} in the data and {target} in the schema: change the schema of the source");
+    let what =
+        format!("column `{path}` is {found} in the data and {target} in the schema: change the schema of the source");
     Error::new(class::SCHEMA, what)
 }
 
@@ -156,7 +160,9 @@ fn widens(found: &DataType, target: &DataType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{DictionaryArray, Int32Array, Int64Array, StringArray, StringViewArray, TimestampNanosecondArray};
+    use arrow::array::{
+        DictionaryArray, Int32Array, Int64Array, StringArray, StringViewArray, TimestampNanosecondArray,
+    };
     use arrow::datatypes::{Field, Int32Type, Schema};
     use perennial_core::records::{Payload, Position, RecordBlock};
 
@@ -211,7 +217,11 @@ mod tests {
     #[test]
     fn types_that_do_not_fit_are_refused() {
         for (schema, column, message) in [
-            ("n INT", Arc::new(Int64Array::from(vec![1])) as ArrayRef, "column `n` is BIGINT in the data and INT in the schema"),
+            (
+                "n INT",
+                Arc::new(Int64Array::from(vec![1])) as ArrayRef,
+                "column `n` is BIGINT in the data and INT in the schema",
+            ),
             ("n DECIMAL(9,0)", Arc::new(Int32Array::from(vec![1])), "is INT in the data and DECIMAL(9,0)"),
             ("n INT", Arc::new(StringArray::from(vec!["1"])), "is STRING in the data and INT"),
             ("n ARRAY<INT>", Arc::new(Int32Array::from(vec![1])), "is INT in the data and ARRAY<INT>"),

@@ -214,13 +214,17 @@ impl Exact<'_> {
             (DataType::Boolean, Token::True) => Some(Value::Boolean(true)),
             (DataType::Boolean, Token::False) => Some(Value::Boolean(false)),
             // Jackson lets 128 to 255 into a byte, as -128 to -1.
-            (DataType::Int8, Token::Integer) => integer(tokens, -128, 255)?.map(|value| Value::Int(i64::from(value as i8))),
+            (DataType::Int8, Token::Integer) => {
+                integer(tokens, -128, 255)?.map(|value| Value::Int(i64::from(value as i8)))
+            }
             (DataType::Int16, Token::Integer) => integer(tokens, i16::MIN.into(), i16::MAX.into())?.map(Value::Int),
             (DataType::Int32, Token::Integer) => integer(tokens, i32::MIN.into(), i32::MAX.into())?.map(Value::Int),
             (DataType::Int64, Token::Integer) => integer(tokens, i64::MIN, i64::MAX)?.map(Value::Int),
             (DataType::Float32, Token::Integer | Token::Float) => float(tokens.text()?).map(Value::Float),
             (DataType::Float64, Token::Integer | Token::Float) => double(tokens.text()?).map(Value::Double),
-            (DataType::Float32, Token::String) => self.quoted_not_a_number(tokens)?.map(|value| Value::Float(value as f32)),
+            (DataType::Float32, Token::String) => {
+                self.quoted_not_a_number(tokens)?.map(|value| Value::Float(value as f32))
+            }
             (DataType::Float64, Token::String) => self.quoted_not_a_number(tokens)?.map(Value::Double),
             (DataType::Decimal128(precision, scale), Token::Integer | Token::Float) => {
                 parse_decimal(tokens.text()?.as_bytes(), *precision, *scale).map(Value::Decimal)
@@ -237,7 +241,9 @@ impl Exact<'_> {
                 integer(tokens, i64::MIN, i64::MAX)?.map(|seconds| Value::Int(seconds.wrapping_mul(1_000_000)))
             }
             (DataType::Timestamp(_, Some(_)), Token::String) => self.temporal.timestamp(tokens.text()?).map(Value::Int),
-            (DataType::Timestamp(_, None), Token::String) => self.temporal.timestamp_ntz(tokens.text()?).map(Value::Int),
+            (DataType::Timestamp(_, None), Token::String) => {
+                self.temporal.timestamp_ntz(tokens.text()?).map(Value::Int)
+            }
             (DataType::Date32, Token::String) => self.temporal.date(tokens.text()?).map(|days| Value::Int(days.into())),
             (DataType::Struct(fields), Token::StartObject) => Some(self.object(tokens, fields)?),
             (DataType::List(element), Token::StartArray) => Some(self.array(tokens, element, false)?),

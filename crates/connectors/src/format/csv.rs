@@ -564,10 +564,85 @@ fn find_separator(line: &[u8], from: usize, dialect: &Dialect) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::recorded::Case;
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::super::recorded::{Case, decode_lines, decode_values, lines_block, rows};
+    use super::super::{Format, decoder};
+    use super::*;
+
+    fn csv_decoder(settings: serde_json::Value, schema: &str) -> Result<Arc<dyn Decoder>> {
+        let format: Format = serde_json::from_value(json!({ "csv": settings })).unwrap();
+        let schema = ddl::parse(schema).unwrap();
+        let all: Vec<usize> = (0..schema.fields().len()).collect();
+        decoder(&format, &schema, &all)
+    }
+
+    fn bytes(lines: &[&str]) -> Vec<Vec<u8>> {
+        lines.iter().map(|line| line.as_bytes().to_vec()).collect()
+    }
 
     #[test]
     fn records_decode_as_in_spark() {
         Case::all(include_str!("recorded/csv.json")).iter().for_each(Case::check);
+    }
+
+    #[test]
+    fn malformed_records_are_rejected_with_a_reason() {
+        let decoder = csv_decoder(json!({}), "a INT, b STRING").unwrap();
+        let decoded = decode_lines(decoder.as_ref(), &bytes(&["1,x", "y,z", "2", "3,a,b", "", "4,\"q\""])).unwrap();
+        assert_eq!(rows(&decoded.rows), [json!({"a":1,"b":"x"}), json!({"a":4,"b":"q"})]);
+        assert_eq!(decoded.origin.records.as_deref(), Some(&[0, 17][..]));
+        let rejected: Vec<_> = decoded.rejected.iter().map(|r| (r.record, r.reason.as_str())).collect();
+        let expected =
+            [(4, "column `a` should be INT, found \"y\""), (8, "1 values instead of 2"), (10, "3 values instead of 2")];
+        assert_eq!(rejected, expected);
+        let error = decode_lines(csv_decoder(json!({"mode":"failfast"}), "a INT").unwrap().as_ref(), &bytes(&["x"]));
+        assert!(error.unwrap_err().message().starts_with("in.txt, byte 0: column `a` should be INT, found \"x\""));
+    }
+
+    #[test]
+    fn only_the_start_of_a_file_has_a_header() {
+        let decoder = csv_decoder(json!({ "header": true }), "a INT, b INT").unwrap();
+        let block = lines_block(&bytes(&["\u{feff}a,b", "1,2"]));
+        let decoded = decoder.decode(Input::Records(block.clone())).unwrap();
+        assert_eq!(rows(&decoded.rows), [json!({"a":1,"b":2})]);
+        let further = Position::File { path: "in.txt".into(), offset: 100 };
+        let block = perennial_core::records::RecordBlock { position: further, ..block };
+        let decoded = decoder.decode(Input::Records(block)).unwrap();
+        assert_eq!((decoded.rows.num_rows(), decoded.rejected.len()), (1, 1));
+
+        let strict = csv_decoder(json!({ "header": true, "enforce_schema": false }), "a INT, b INT").unwrap();
+        assert_eq!(decode_lines(strict.as_ref(), &bytes(&["A,b", "1,2"])).unwrap().rows.num_rows(), 1);
+        let error = decode_lines(strict.as_ref(), &bytes(&["b,a", "1,2"])).unwrap_err();
+        assert_eq!(error.class(), class::SCHEMA);
+        assert!(error.message().contains("it has b, a, the schema a, b"), "{error}");
+    }
+
+    #[test]
+    fn single_values_are_records_of_their_own() {
+        let decoder = csv_decoder(json!({ "header": true }), "a INT, b STRING").unwrap();
+        let decoded = decode_values(decoder.as_ref(), &[Some(b"1,x"), Some(b"2,y\r\n"), None, Some(b" ")]).unwrap();
+        assert_eq!(rows(&decoded.rows), [json!({"a":1,"b":"x"}), json!({"a":2,"b":"y"})]);
+        assert_eq!(decoded.origin.records, None);
+        let reasons: Vec<_> = decoded.rejected.iter().map(|r| r.reason.as_str()).collect();
+        assert_eq!(reasons, ["the record has no value (a tombstone)", "the record is empty"]);
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_refused() {
+        for (settings, schema, message) in [
+            (json!({}), "a ARRAY<INT>", "column `a` is ARRAY<INT>, which CSV cannot hold"),
+            (json!({ "sep": "" }), "a INT", "`sep` is empty"),
+            (json!({ "sep": "\n" }), "a INT", "`sep` cannot be a line feed"),
+            (json!({ "quote": "''" }), "a INT", "`quote: ''` must be one ASCII character"),
+            (json!({ "escape": "é" }), "a INT", "`escape: é` must be one ASCII character"),
+            (json!({ "sep": "|", "quote": "|" }), "a INT", "`quote` and `sep` are both `|`"),
+        ] {
+            let error = csv_decoder(settings, schema).unwrap_err();
+            assert_eq!(error.class(), class::CONFIG_INVALID);
+            assert!(error.message().contains(message), "{error}");
+        }
     }
 }

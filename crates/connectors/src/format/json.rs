@@ -243,9 +243,234 @@ mod tests {
         Case::all(include_str!("recorded/json.json"))
     }
 
+    fn json_decoder(settings: serde_json::Value, schema: &str) -> std::sync::Arc<dyn Decoder> {
+        let format: Format = serde_json::from_value(json!({ "json": settings })).unwrap();
+        let schema = ddl::parse(schema).unwrap();
+        let all: Vec<usize> = (0..schema.fields().len()).collect();
+        decoder(&format, &schema, &all).unwrap()
+    }
+
+    fn bytes(lines: &[&str]) -> Vec<Vec<u8>> {
+        lines.iter().map(|line| line.as_bytes().to_vec()).collect()
+    }
+
     #[test]
     fn records_decode_as_in_spark() {
         cases().iter().for_each(Case::check);
+    }
+
+    /// The same records by the exact path alone: a byte order mark is nothing that the fast path takes.
+    #[test]
+    fn both_paths_agree() {
+        for case in cases() {
+            if case.columns.as_ref().is_none_or(|names| !names.iter().any(|name| name == "_corrupt_record")) {
+                let decoder = case.decoder(None);
+                let marked: Vec<_> = case.lines().iter().map(|line| [b"\xEF\xBB\xBF", &line[..]].concat()).collect();
+                let fast = rows(&decode_lines(decoder.as_ref(), &case.lines()).unwrap().rows);
+                let exact = rows(&decode_lines(decoder.as_ref(), &marked).unwrap().rows);
+                for (fast, mut exact) in fast.into_iter().zip(exact) {
+                    if let Some(serde_json::Value::String(text)) = exact.get_mut("_corrupt_record") {
+                        *text = text.trim_start_matches('\u{feff}').to_owned();
+                    }
+                    if fast.to_string().starts_with("{\"a\":null,\"b\":null,\"_corrupt_record\":\"\u{feff}") {
+                        continue;
+                    }
+                    assert_eq!(fast, exact, "{}", case.about);
+                }
+            }
+        }
+    }
+
+    /// Records of one source differ from each other, so what was learned from one must not spoil the next.
+    #[test]
+    fn single_records_decode_as_in_a_block() {
+        for case in cases() {
+            let decoder = case.decoder(None);
+            let together = rows(&decode_lines(decoder.as_ref(), &case.lines()).unwrap().rows);
+            let apart: Vec<_> = case
+                .lines()
+                .iter()
+                .flat_map(|line| rows(&decode_lines(decoder.as_ref(), std::slice::from_ref(line)).unwrap().rows))
+                .collect();
+            assert_eq!(together, apart, "{}", case.about);
+        }
+    }
+
+    #[test]
+    fn malformed_records_are_rejected_with_a_reason_and_the_others_are_not_touched() {
+        let decoder = json_decoder(
+            json!({}),
+            "a INT, s STRING NOT NULL, p STRUCT<x: INT, l: ARRAY<INT> NOT NULL>, m MAP<STRING, DATE>, _corrupt_record STRING",
+        );
+        let lines = [
+            r#"{"a":1}"#,
+            r#"{"a":"x","s":"kept"}"#,
+            r#"{"a":2,"#,
+            r#"{"p":{"x":1,"l":[1,true]}}"#,
+            r#"{"m":{"k":"2024-02-30"}}"#,
+            r#"5"#,
+            r#"[{"a":3},{"a":4}]"#,
+            r#"[{"a":5},{"a":6.5}]"#,
+            "",
+            "garbage",
+            r#"{"p":[1,2]}"#,
+            r#"{"a":7}"#,
+        ];
+        let decoded = decode_lines(decoder.as_ref(), &bytes(&lines)).unwrap();
+        assert_eq!(decoded.rows.schema(), decoder.schema());
+        assert!(decoded.rows.schema().fields().iter().all(|field| field.is_nullable()));
+        let found: Vec<_> = rows(&decoded.rows).iter().map(|row| row["a"].clone()).collect();
+        assert_eq!(found, [json!(1), json!(3), json!(4), json!(7)]);
+        let start = |line: usize| lines[..line].iter().map(|line| line.len() + 1).sum::<usize>() as u32;
+        assert_eq!(decoded.origin.records.as_deref(), Some(&[start(0), start(6), start(6), start(11)][..]));
+        let rejected: Vec<_> = decoded.rejected.iter().map(|r| (r.record, r.reason.as_str())).collect();
+        assert_eq!(
+            rejected,
+            [
+                (start(1), "column `a` should be INT, found \"x\""),
+                (start(2), "not valid JSON at byte 7: it ends too early"),
+                (start(3), "column `p.l[1]` should be INT, found true"),
+                (start(4), "column `m.k` should be DATE, found \"2024-02-30\""),
+                (start(5), "a record should be a JSON object, found 5"),
+                (start(7), "column `a` should be INT, found 6.5"),
+                (start(9), "not valid JSON at byte 0: not a value: only true, false and null are words"),
+                (start(10), "column `p` should be STRUCT<X:INT,L:ARRAY<INT>>, found [1,2]}"),
+            ]
+        );
+        let block = decoded.origin.block.unwrap();
+        let record = block.record(decoded.rejected[1].record).unwrap();
+        assert_eq!(record.value.as_deref(), Some(lines[2].as_bytes()));
+        assert!(decoded.rejected.iter().all(|rejected| rejected.class == class::MALFORMED_RECORD));
+        assert_eq!(decoded.dropped, 0);
+    }
+
+    #[test]
+    fn every_record_is_accounted_for_in_every_mode() {
+        let lines = bytes(&[r#"{"a":1}"#, r#"{"a":"x"}"#, "junk", "", r#"{"a":2}"#]);
+        for (mode, expected) in [("dead_letter", (2, 2, 0)), ("permissive", (4, 0, 0)), ("dropmalformed", (2, 0, 2))] {
+            let decoder = json_decoder(json!({ "mode": mode }), "a INT");
+            let decoded = decode_lines(decoder.as_ref(), &lines).unwrap();
+            let counts = (decoded.rows.num_rows(), decoded.rejected.len(), decoded.dropped);
+            assert_eq!(counts, expected, "{mode}");
+        }
+        let error = decode_lines(json_decoder(json!({ "mode": "failfast" }), "a INT").as_ref(), &lines).unwrap_err();
+        assert_eq!(error.class(), class::MALFORMED_RECORD);
+        let message = "in.txt, byte 8: column `a` should be INT, found \"x\"; `mode: failfast` stops the query here";
+        assert_eq!(error.message(), message);
+        let fine = bytes(&[r#"{"a":1}"#, r#"{"s":2,"zz":1}"#]);
+        let decoded =
+            decode_lines(json_decoder(json!({ "mode": "failfast" }), "a INT, s STRING").as_ref(), &fine).unwrap();
+        assert_eq!(rows(&decoded.rows), [json!({"a":1,"s":null}), json!({"a":null,"s":"2"})]);
+    }
+
+    #[test]
+    fn single_values_are_records_of_their_own() {
+        let decoder = json_decoder(json!({}), "a INT, b STRING");
+        let fine = [Some(&b"{\"a\":1}"[..]), Some(b"{\n  \"a\": 2,\r\n  \"b\": \"x\\ny\"\n}\n")];
+        let decoded = decode_values(decoder.as_ref(), &fine).unwrap();
+        assert_eq!(rows(&decoded.rows), [json!({"a":1,"b":null}), json!({"a":2,"b":"x\ny"})]);
+        assert_eq!(decoded.origin.records, None);
+
+        let odd = [
+            Some(&b"{\"a\":1}"[..]),
+            None,
+            Some(b" "),
+            Some(b"[{\"a\":2},{\"a\":3}]"),
+            Some(b"\xff"),
+            Some(b"{\"a\":4} \xff"),
+        ];
+        let decoded = decode_values(decoder.as_ref(), &odd).unwrap();
+        assert_eq!(decoded.origin.records.as_deref(), Some(&[0, 3, 3, 5][..]));
+        let rejected: Vec<_> = decoded.rejected.iter().map(|r| (r.record, r.reason.as_str())).collect();
+        assert_eq!(
+            rejected,
+            [
+                (1, "the record has no value (a tombstone)"),
+                (2, "the record is empty"),
+                (4, "not valid JSON at byte 0: expected a value, found byte 0xff"),
+            ]
+        );
+        let permissive = json_decoder(json!({ "mode": "permissive" }), "a INT, _corrupt_record STRING");
+        let found = rows(&decode_values(permissive.as_ref(), &odd).unwrap().rows);
+        let nothing = json!({"a":null,"_corrupt_record":null});
+        assert_eq!(found[1..3], [nothing.clone(), nothing]);
+        assert_eq!(found[5], json!({"a":null,"_corrupt_record":"\u{fffd}"}));
+        assert_eq!(found.len(), 7);
+    }
+
+    #[test]
+    fn lines_end_with_or_without_a_carriage_return_or_a_line_feed() {
+        let decoder = json_decoder(json!({ "mode": "permissive" }), "a INT, _corrupt_record STRING");
+        let text = b"{\"a\":1}\r\n\r\nx\r\n{\"a\":2}\n{\"a\":3".to_vec();
+        let decoded = decode_lines(decoder.as_ref(), &[text]).unwrap();
+        let found = rows(&decoded.rows);
+        assert_eq!(found[1], json!({"a":null,"_corrupt_record":"x"}));
+        assert_eq!(found[3], json!({"a":null,"_corrupt_record":"{\"a\":3"}));
+        assert_eq!(decoded.origin.records.as_deref(), Some(&[0, 11, 14, 22][..]));
+    }
+
+    #[test]
+    fn numbers_are_read_to_the_last_bit() {
+        let decoder = json_decoder(json!({}), "d DOUBLE");
+        let mut state = 0x2545_F491_4F6C_DD1Du64;
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let mut numbers = vec!["0".to_owned(), "-0.0".to_owned(), "9007199254740993".to_owned(), "0.1e-7".to_owned()];
+        for _ in 0..5000 {
+            let digits = 1 + random(19);
+            let whole = random(10u64.pow(digits as u32));
+            let fraction =
+                random(4).checked_sub(1).map(|n| format!(".{:0width$}", random(1000), width = 3 + 3 * n as usize));
+            let exponent = if random(4) == 0 { format!("e{}", random(60) as i64 - 30) } else { String::new() };
+            numbers.push(format!(
+                "{}{whole}{}{exponent}",
+                if random(2) == 0 { "-" } else { "" },
+                fraction.unwrap_or_default()
+            ));
+        }
+        let lines: Vec<_> = numbers.iter().map(|number| format!("{{\"d\":{number}}}").into_bytes()).collect();
+        let decoded = decode_lines(decoder.as_ref(), &lines).unwrap();
+        for (number, found) in numbers.iter().zip(decoded.rows.column(0).as_primitive::<Float64Type>().values()) {
+            assert_eq!(found.to_bits(), number.parse::<f64>().unwrap().to_bits(), "{number}");
+        }
+    }
+
+    #[test]
+    fn columns_that_json_cannot_fill_are_refused() {
+        for (schema, columns, class, message) in [
+            ("m MAP<INT, STRING>", &[0][..], class::CONFIG_INVALID, "write MAP<STRING, …> instead of MAP<INT, …>"),
+            ("p STRUCT<l: ARRAY<MAP<DATE, INT>>>", &[0], class::CONFIG_INVALID, "column `p.l`: the keys"),
+            (
+                "a INT, _corrupt_record STRING",
+                &[1],
+                class::UNSUPPORTED_OPERATION,
+                "uses no other column than `_corrupt_record`",
+            ),
+            ("a INT, _corrupt_record INT", &[0, 1], class::CONFIG_INVALID, "must be a STRING"),
+            ("a INT", &[1], class::INTERNAL, "column 1 of a schema of 1 columns"),
+        ] {
+            let error = decoder(&Format::default(), &ddl::parse(schema).unwrap(), columns).unwrap_err();
+            assert_eq!(error.class(), class, "{schema}: {error}");
+            assert!(error.message().contains(message), "{schema}: {error}");
+        }
+        for (settings, message) in [
+            (
+                JsonFormat { time_zone: Some("Mars/Base".into()), ..Default::default() },
+                "`time_zone: Mars/Base` is not known",
+            ),
+            (
+                JsonFormat { date_format: Some("YYYY".into()), ..Default::default() },
+                "`date_format: YYYY` is no pattern: `YYYY`",
+            ),
+        ] {
+            let error = decoder(&Format::Json(settings), &ddl::parse("a INT").unwrap(), &[0]).unwrap_err();
+            assert_eq!(error.class(), class::CONFIG_INVALID);
+            assert!(error.message().contains(message), "{error}");
+        }
     }
 
     #[test]

@@ -374,3 +374,59 @@ impl JsonSchema for Format {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Source {
+        format: Format,
+    }
+
+    #[test]
+    fn a_format_is_a_name_or_a_name_with_settings() {
+        let permissive = JsonFormat { mode: Mode::Permissive, ..JsonFormat::default() };
+        for (text, expected) in [
+            (r#"{"format":"json"}"#, Format::default()),
+            (r#"{"format":{"json":null}}"#, Format::default()),
+            (r#"{"format":{"json":{}}}"#, Format::default()),
+            (r#"{"format":{"json":{"mode":"permissive"}}}"#, Format::Json(permissive)),
+            (r#"{"format":"csv"}"#, Format::Csv(CsvFormat::default())),
+            (r#"{"format":{"csv":{"header":true}}}"#, Format::Csv(CsvFormat { header: true, ..CsvFormat::default() })),
+            (r#"{"format":"parquet"}"#, Format::Parquet),
+            (r#"{"format":{"parquet":{}}}"#, Format::Parquet),
+        ] {
+            assert_eq!(serde_json::from_str::<Source>(text).unwrap().format, expected, "{text}");
+        }
+        for (text, message) in [
+            (r#"{"format":"xml"}"#, "unknown variant `xml`, expected one of `json`, `csv`, `parquet`"),
+            (r#"{"format":{"avro":{}}}"#, "unknown variant `avro`, expected one of `json`, `csv`, `parquet`"),
+            (r#"{"format":{"json":{"mod":"x"}}}"#, "unknown field `mod`, expected one of `mode`"),
+            (r#"{"format":{"json":{"mode":"strict"}}}"#, "unknown variant `strict`, expected one of `dead_letter`"),
+            (r#"{"format":{"json":{"multi_line":true}}}"#, "unknown field `multi_line`"),
+            (r#"{"format":{"parquet":{"x":1}}}"#, "unknown field `x`"),
+            (r#"{"format":{"json":{},"mode":"permissive"}}"#, "settings of `json` are indented below it"),
+            (r#"{"format":{}}"#, "a format needs a name: json, csv or parquet"),
+            (r#"{"format":5}"#, "expected the name of a format (json, csv, parquet)"),
+        ] {
+            let error = serde_json::from_str::<Source>(text).unwrap_err().to_string();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_json_schema_describes_both_forms_and_every_setting() {
+        let schema = serde_json::to_value(schemars::schema_for!(Format)).unwrap();
+        let forms = schema["oneOf"].as_array().unwrap();
+        assert_eq!(forms[0]["enum"], serde_json::json!(["json", "csv", "parquet"]));
+        assert_eq!(forms[1]["properties"]["json"]["$ref"], "#/$defs/JsonFormat");
+        for settings in ["JsonFormat", "CsvFormat"] {
+            let settings = &schema["$defs"][settings];
+            assert_eq!(settings["additionalProperties"], false);
+            for (name, property) in settings["properties"].as_object().unwrap() {
+                assert!(property["description"].is_string(), "{name} is not described");
+            }
+        }
+    }
+}

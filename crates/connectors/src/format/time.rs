@@ -383,39 +383,31 @@ impl TimestampReader {
     /// `None` where the text has another form; then [`parse_timestamp`] decides.
     #[inline]
     pub(crate) fn read(&mut self, text: &[u8]) -> Option<i64> {
-        let (head, rest) = text.split_first_chunk::<20>()?;
-        let (date, time) = head.split_first_chunk::<10>()?;
-        let [b'T' | b' ', h1, h2, b':', m1, m2, b':', s1, s2, last] = time else { return None };
-        let digits = [h1, h2, m1, m2, s1, s2].map(|d| d.wrapping_sub(b'0'));
-        if digits.iter().any(|d| *d > 9) {
+        let date = text.first_chunk::<10>()?;
+        let time = text.get(11..)?.first_chunk::<8>()?;
+        if !matches!(text[10], b'T' | b' ') {
             return None;
         }
-        let [h1, h2, m1, m2, s1, s2] = digits.map(i64::from);
-        let (hour, minute, second) = (h1 * 10 + h2, m1 * 10 + m2, s1 * 10 + s2);
-        if hour > 23 || minute > 59 || second > 59 {
-            return None;
-        }
-        let micros = match (last, rest) {
-            (b'Z', []) => 0,
-            (b'.', [m1, m2, m3, b'Z']) => {
-                let digits = [m1, m2, m3].map(|d| d.wrapping_sub(b'0'));
-                if digits.iter().any(|d| *d > 9) {
+        let seconds = time_of_day(*time)?;
+        let micros = match &text[19..] {
+            [b'Z'] => 0,
+            [b'.', a, b, c, b'Z'] => {
+                let (a, b, c) = (a.wrapping_sub(b'0'), b.wrapping_sub(b'0'), c.wrapping_sub(b'0'));
+                if a > 9 || b > 9 || c > 9 {
                     return None;
                 }
-                let [m1, m2, m3] = digits.map(i64::from);
-                m1 * 100_000 + m2 * 10_000 + m3 * 1000
+                i64::from(a) * 100_000 + i64::from(b) * 10_000 + i64::from(c) * 1000
             }
-            (b'.', [fraction @ .., b'Z']) => {
+            [b'.', fraction @ .., b'Z'] => {
                 let mut micros = 0;
-                for at in 0..6 {
-                    let digit = fraction.get(at).map_or(0, |d| d.wrapping_sub(b'0'));
+                let mut unit = 100_000;
+                for digit in fraction {
+                    let digit = digit.wrapping_sub(b'0');
                     if digit > 9 {
                         return None;
                     }
-                    micros = micros * 10 + i64::from(digit);
-                }
-                if fraction.iter().skip(6).any(|d| !d.is_ascii_digit()) {
-                    return None;
+                    micros += i64::from(digit) * unit;
+                    unit /= 10;
                 }
                 micros
             }
@@ -426,8 +418,33 @@ impl TimestampReader {
             (self.date, self.midnight, self.known) =
                 (*date, i64::from(days) * SECONDS_PER_DAY * MICROS_PER_SECOND, true);
         }
-        Some(self.midnight + (hour * 3600 + minute * 60 + second) * MICROS_PER_SECOND + micros)
+        Some(self.midnight + seconds * MICROS_PER_SECOND + micros)
     }
+
+    #[cold]
+    fn remember(&mut self, date: &[u8; 10]) -> Option<()> {
+        let days = parse_date(date).filter(|_| date[4] == b'-' && date[7] == b'-')?;
+        (self.date, self.midnight, self.known) = (*date, i64::from(days) * SECONDS_PER_DAY * MICROS_PER_SECOND, true);
+        Some(())
+    }
+}
+
+/// The second of the day that `12:34:56` is, all eight bytes at once.
+#[inline]
+fn time_of_day(text: [u8; 8]) -> Option<i64> {
+    // What is left of a digit is its value, of a colon zero.
+    let values = u64::from_le_bytes(text) ^ u64::from_le_bytes(*b"00:00:00");
+    // Sets the highest bit of each byte that is more than it may be: 9 for a digit, 0 for a colon.
+    let excess = values.wrapping_add(0x7676_7F76_767F_7676) | values;
+    if excess & 0x8080_8080_8080_8080 != 0 {
+        return None;
+    }
+    let [h1, h2, _, m1, m2, _, s1, s2] = values.to_le_bytes();
+    let (hour, minute, second) = (h1 * 10 + h2, m1 * 10 + m2, s1 * 10 + s2);
+    if hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    Some(i64::from(hour) * 3600 + i64::from(minute) * 60 + i64::from(second))
 }
 
 #[cfg(test)]

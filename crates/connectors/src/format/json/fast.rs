@@ -63,9 +63,10 @@ impl Shape {
 /// The bytes from the end of a value (or the start of the object) to the start of the next: `{"name":` or `,"name": `.
 #[derive(Debug)]
 struct Expected {
-    head: [u64; 4],
+    /// The first bytes, as numbers, so that a few instructions compare them all.
+    head: (u128, u128),
     /// The bits of `head` that count.
-    mask: [u64; 4],
+    mask: (u128, u128),
     length: usize,
     /// All bytes, where they do not fit into `head`.
     long: Option<Box<[u8]>>,
@@ -83,19 +84,16 @@ impl Expected {
             (head[at], mask[at]) = (*byte, 0xFF);
         }
         let long = (bytes.len() > 32).then(|| bytes.into());
-        Self { head: words(&head), mask: words(&mask), length: bytes.len(), long, slot }
+        Self { head: halves(&head), mask: halves(&mask), length: bytes.len(), long, slot }
     }
 
     #[inline]
     fn matches(&self, bytes: &[u8], at: usize) -> bool {
         let Some(rest) = bytes.get(at..) else { return false };
         let Some(head) = rest.first_chunk::<32>() else { return self.matches_end(rest) };
-        let head = words(head);
-        let mut difference = 0;
-        for word in 0..4 {
-            difference |= (head[word] ^ self.head[word]) & self.mask[word];
-        }
-        difference == 0 && self.long.as_ref().is_none_or(|long| rest.starts_with(long))
+        let head = halves(head);
+        let difference = ((head.0 ^ self.head.0) & self.mask.0) | ((head.1 ^ self.head.1) & self.mask.1);
+        difference == 0 && (self.length <= 32 || self.long.as_ref().is_some_and(|long| rest.starts_with(long)))
     }
 
     /// As `matches`, for the last few bytes of a block.
@@ -104,20 +102,15 @@ impl Expected {
         rest.len() >= self.length && {
             let mut head = [0u8; 32];
             head[..self.length].copy_from_slice(&rest[..self.length]);
-            words(&head) == self.head
+            halves(&head) == self.head
         }
     }
 }
 
 #[inline]
-fn words(bytes: &[u8; 32]) -> [u64; 4] {
-    let mut words = [0; 4];
-    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(chunk);
-        *word = u64::from_le_bytes(eight);
-    }
-    words
+fn halves(bytes: &[u8; 32]) -> (u128, u128) {
+    let half = |half: Option<&[u8; 16]>| half.map_or(0, |bytes| u128::from_le_bytes(*bytes));
+    (half(bytes.first_chunk()), half(bytes.last_chunk()))
 }
 
 /// A position in the bytes of a block or a record.
@@ -354,55 +347,62 @@ impl<'a> Fast<'a> {
         }
     }
 
+    /// Reads the digits from `at` on behind those that `value` is made of already; gives the number (wrapped around where it is too
+    /// long) and where the digits end.
+    #[inline]
+    fn digits(&self, mut at: usize, mut value: u64) -> (u64, usize) {
+        while let Some(byte) = self.bytes.get(at) {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
+                break;
+            }
+            value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+            at += 1;
+        }
+        (value, at)
+    }
+
     #[inline]
     fn integer(&mut self) -> Option<i64> {
-        let negative = self.peek()? == b'-';
-        self.at += usize::from(negative);
-        let start = self.at;
-        let mut value: i64 = 0;
-        while let Some(digit) = self.peek().map(|b| b.wrapping_sub(b'0')).filter(|d| *d < 10) {
-            value = value.wrapping_mul(10).wrapping_add(i64::from(digit));
-            self.at += 1;
-        }
-        let length = self.at - start;
+        let negative = *self.bytes.get(self.at)? == b'-';
+        let start = self.at + usize::from(negative);
+        let (value, end) = self.digits(start, 0);
+        let length = end - start;
         if length == 0 || length > 18 || (length > 1 && self.bytes[start] == b'0') {
             return None;
         }
-        // A point or an exponent is left over, and no comma or brace.
+        // A point or an exponent is left over, where no comma and no brace is.
+        self.at = end;
+        let value = value as i64;
         Some(if negative { -value } else { value })
     }
 
     #[inline]
     fn double(&mut self) -> Option<f64> {
-        let start = self.at;
-        let negative = self.peek()? == b'-';
-        self.at += usize::from(negative);
-        let digits = self.at;
-        let mut mantissa: u64 = 0;
-        while let Some(digit) = self.peek().map(|b| b.wrapping_sub(b'0')).filter(|d| *d < 10) {
-            mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit));
-            self.at += 1;
-        }
-        let whole = self.at - digits;
-        if whole == 0 || (whole > 1 && self.bytes[digits] == b'0') {
+        let negative = *self.bytes.get(self.at)? == b'-';
+        let start = self.at + usize::from(negative);
+        let (mut mantissa, mut end) = self.digits(start, 0);
+        let whole = end - start;
+        if whole == 0 || (whole > 1 && self.bytes[start] == b'0') {
             return None;
         }
         let mut fraction = 0;
-        if self.peek() == Some(b'.') {
-            self.at += 1;
-            let point = self.at;
-            while let Some(digit) = self.peek().map(|b| b.wrapping_sub(b'0')).filter(|d| *d < 10) {
-                mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit));
-                self.at += 1;
-            }
-            fraction = self.at - point;
+        if self.bytes.get(end) == Some(&b'.') {
+            let point = end + 1;
+            (mantissa, end) = self.digits(point, mantissa);
+            fraction = end - point;
             if fraction == 0 {
                 return None;
             }
         }
-        if whole + fraction > 19 || mantissa >= 1 << 53 || fraction > 22 || matches!(self.peek(), Some(b'e' | b'E')) {
-            return self.long_double(start);
+        if whole + fraction > 19
+            || mantissa >= 1 << 53
+            || fraction > 22
+            || matches!(self.bytes.get(end), Some(b'e' | b'E'))
+        {
+            return self.long_double();
         }
+        self.at = end;
         // Both are exact, so the quotient is rounded once.
         let value = mantissa as f64 / POWERS_OF_TEN[fraction];
         // An integer has no negative zero.
@@ -410,8 +410,8 @@ impl<'a> Fast<'a> {
     }
 
     #[cold]
-    fn long_double(&mut self, start: usize) -> Option<f64> {
-        self.at = start;
+    fn long_double(&mut self) -> Option<f64> {
+        let start = self.at;
         self.number()?;
         std::str::from_utf8(&self.bytes[start..self.at]).ok()?.parse().ok()
     }
@@ -588,35 +588,27 @@ impl<'a> Fast<'a> {
     #[inline]
     fn number(&mut self) -> Option<()> {
         let start = self.at;
-        self.at += usize::from(self.peek()? == b'-');
-        let zero = self.peek()? == b'0';
-        let whole = self.digits();
-        if whole == 0 || (zero && whole > 1) {
+        let first = start + usize::from(*self.bytes.get(start)? == b'-');
+        let mut end = self.digits(first, 0).1;
+        if end == first || (end > first + 1 && self.bytes[first] == b'0') {
             return None;
         }
-        if self.peek() == Some(b'.') {
-            self.at += 1;
-            if self.digits() == 0 {
+        if self.bytes.get(end) == Some(&b'.') {
+            let point = end + 1;
+            end = self.digits(point, 0).1;
+            if end == point {
                 return None;
             }
         }
-        if matches!(self.peek(), Some(b'e' | b'E')) {
-            self.at += 1;
-            self.at += usize::from(matches!(self.peek(), Some(b'+' | b'-')));
-            if self.digits() == 0 {
+        if matches!(self.bytes.get(end), Some(b'e' | b'E')) {
+            let exponent = end + 1 + usize::from(matches!(self.bytes.get(end + 1), Some(b'+' | b'-')));
+            end = self.digits(exponent, 0).1;
+            if end == exponent {
                 return None;
             }
         }
-        (self.at - start <= MAX_NUMBER).then_some(())
-    }
-
-    #[inline]
-    fn digits(&mut self) -> usize {
-        let start = self.at;
-        while self.peek().is_some_and(|b| b.is_ascii_digit()) {
-            self.at += 1;
-        }
-        self.at - start
+        self.at = end;
+        (end - start <= MAX_NUMBER).then_some(())
     }
 
     /// Where the text from `from` on has its first quote, backslash or control character: eight bytes at a time.

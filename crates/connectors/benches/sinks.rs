@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{PutMode, PutOptions};
 use perennial_connectors::sinks::files::FilesSink;
 use perennial_connectors::sinks::influxdb::InfluxDbSink;
 use perennial_connectors::sinks::postgres::PostgresSink;

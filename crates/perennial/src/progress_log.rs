@@ -9,13 +9,16 @@ use perennial_core::policy::Action;
 use perennial_core::progress::{BatchReport, Observer, QueryState};
 use perennial_core::sink::BatchId;
 
+/// A query, and why it refused records.
+type Refused = (String, &'static str);
+
 /// Writes the log of a job.
 #[derive(Debug, Default)]
 pub struct ProgressLog {
     /// The last state of each query, so that a state is told once.
     states: Mutex<BTreeMap<String, QueryState>>,
-    /// Per query and class: when records were last warned of, in microseconds since the epoch, and how many came since.
-    refused: Mutex<BTreeMap<(String, &'static str), (i64, u64)>>,
+    /// When records were last warned of, in microseconds since the epoch, and how many came since.
+    refused: Mutex<BTreeMap<Refused, (i64, u64)>>,
 }
 
 /// Records that are refused are warned of once in this time, with their number; each batch tells its own in the line that commits it.
@@ -24,7 +27,7 @@ const WARN_INTERVAL_MICROS: i64 = 60_000_000;
 impl ProgressLog {
     fn warn_of_records(&self, query: &str, report: &BatchReport) {
         let mut refused = self.refused.lock();
-        let warned = [("an expectation that only warns", report.warned)];
+        let warned = [("broke an expectation that only warns", report.warned)];
         for (class, records) in report.dead_letters.iter().copied().chain(warned).filter(|(_, records)| *records > 0) {
             let (last, since) = refused.entry((query.to_owned(), class)).or_insert((i64::MIN, 0));
             *since += records;
@@ -66,23 +69,7 @@ impl Observer for ProgressLog {
             millis,
             "batch committed"
         );
-        for (class, records) in &report.dead_letters {
-            tracing::warn!(
-                query,
-                batch = report.batch,
-                error_class = class,
-                records,
-                "records went to the dead letters"
-            );
-        }
-        if report.warned > 0 {
-            tracing::warn!(
-                query,
-                batch = report.batch,
-                rows = report.warned,
-                "rows broke an expectation that only warns"
-            );
-        }
+        self.warn_of_records(query, report);
     }
 
     fn failed(&self, query: &str, batch: Option<BatchId>, error: &Error, action: Action) {

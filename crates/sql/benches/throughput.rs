@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p perennial-sql --bench throughput`
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark stops at the first error")]
+
 #[path = "../src/testing/state.rs"]
 mod state;
 

@@ -237,7 +237,13 @@ fn check_maps(data_type: &DataType, path: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::recorded::Case;
+    use arrow::array::AsArray;
+    use arrow::datatypes::Float64Type;
+    use serde_json::json;
+
+    use super::super::recorded::{Case, decode_lines, decode_values, rows};
+    use super::super::{Format, decoder};
+    use super::*;
 
     fn cases() -> Vec<Case> {
         Case::all(include_str!("recorded/json.json"))

@@ -35,6 +35,7 @@ use columns::{Column, Value};
 /// How the records of a source are written: `format: json`, or with settings `format: { json: { mode: permissive } }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a handful per job")]
 pub enum Format {
     /// One JSON object (or an array of them) per record.
     Json(JsonFormat),

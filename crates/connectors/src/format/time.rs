@@ -413,10 +413,8 @@ impl TimestampReader {
             }
             _ => return None,
         };
-        if !self.known || *date != self.date {
-            let days = parse_date(date).filter(|_| date[4] == b'-' && date[7] == b'-')?;
-            (self.date, self.midnight, self.known) =
-                (*date, i64::from(days) * SECONDS_PER_DAY * MICROS_PER_SECOND, true);
+        if *date != self.date || !self.known {
+            self.remember(date)?;
         }
         Some(self.midnight + seconds * MICROS_PER_SECOND + micros)
     }

@@ -1001,7 +1001,7 @@ mod tests {
                 let blocks = vec![rows.clone(); 70_000];
                 let written = sink.write(&batch(0), stream_of(blocks)).await.unwrap();
                 let name = format!("{FIRST}.{format}{extension}");
-                assert_eq!(files(dir.path()), [name.clone()]);
+                assert_eq!(files(dir.path()), std::slice::from_ref(&name));
                 let packed = std::fs::read(dir.path().join("out").join(name)).unwrap();
                 assert_eq!((written.rows, written.bytes), (140_000, packed.len() as u64));
                 let mut text = String::new();

@@ -37,8 +37,11 @@ pub struct HttpContext {
     pub dead_letters: Arc<dyn DeadLetters>,
 }
 
-/// The endpoints: path, what it tells, who answers.
-static ENDPOINTS: &[(&str, &str, fn() -> MethodRouter<HttpContext>)] = &[
+/// An endpoint: path, what it tells, who answers.
+type Endpoint = (&'static str, &'static str, fn() -> MethodRouter<HttpContext>);
+
+/// The endpoints.
+static ENDPOINTS: &[Endpoint] = &[
     ("/health", "how the job is, in short", || get(health::summary)),
     ("/health/detailed", "how the job and each of its queries are", || get(health::detailed)),
     ("/health/dlq", "what is in the dead letters", || get(health::dead_letters)),

@@ -15,7 +15,7 @@ demo: ## build the program and run the demonstration job, with nothing else to i
 
 test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 	@scripts/setup test
-	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS)
+	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS) -- --include-ignored
 
 bench: ## measure the main job, from files and from Kafka
 	@scripts/setup bench

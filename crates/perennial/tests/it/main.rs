@@ -1,5 +1,7 @@
 //! The program as people use it: one test binary, a module per subject.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod cli;
 #[cfg(feature = "kafka")]
 mod recovery;

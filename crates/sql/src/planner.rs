@@ -118,6 +118,7 @@ impl Planner {
         sources: &[SourceTable],
         output_mode: OutputMode,
     ) -> Result<Arc<dyn QueryPlan>> {
+        self.check_time_zone()?;
         for source in sources {
             check::watermark(source)?;
         }

@@ -265,25 +265,22 @@ mod tests {
         cases().iter().for_each(Case::check);
     }
 
-    /// The same records by the exact path alone: a byte order mark is nothing that the fast path takes.
+    /// The same records by the exact path alone: it skips a byte order mark, which the fast path does not take.
     #[test]
     fn both_paths_agree() {
+        const MARK: &str = "\u{feff}";
         for case in cases() {
-            if case.columns.as_ref().is_none_or(|names| !names.iter().any(|name| name == "_corrupt_record")) {
-                let decoder = case.decoder(None);
-                let marked: Vec<_> = case.lines().iter().map(|line| [b"\xEF\xBB\xBF", &line[..]].concat()).collect();
-                let fast = rows(&decode_lines(decoder.as_ref(), &case.lines()).unwrap().rows);
-                let exact = rows(&decode_lines(decoder.as_ref(), &marked).unwrap().rows);
-                for (fast, mut exact) in fast.into_iter().zip(exact) {
-                    if let Some(serde_json::Value::String(text)) = exact.get_mut("_corrupt_record") {
-                        *text = text.trim_start_matches('\u{feff}').to_owned();
-                    }
-                    if fast.to_string().starts_with("{\"a\":null,\"b\":null,\"_corrupt_record\":\"\u{feff}") {
-                        continue;
-                    }
-                    assert_eq!(fast, exact, "{}", case.about);
+            let decoder = case.decoder(None);
+            let lines: Vec<_> = case.lines().into_iter().filter(|line| !line.starts_with(MARK.as_bytes())).collect();
+            let marked: Vec<_> = lines.iter().map(|line| [MARK.as_bytes(), line].concat()).collect();
+            let fast = rows(&decode_lines(decoder.as_ref(), &lines).unwrap().rows);
+            let mut exact = rows(&decode_lines(decoder.as_ref(), &marked).unwrap().rows);
+            for row in &mut exact {
+                if let Some(serde_json::Value::String(text)) = row.get_mut("_corrupt_record") {
+                    *text = text.trim_start_matches(MARK).to_owned();
                 }
             }
+            assert_eq!(fast, exact, "{}", case.about);
         }
     }
 
@@ -393,7 +390,7 @@ mod tests {
             [
                 (1, "the record has no value (a tombstone)"),
                 (2, "the record is empty"),
-                (4, "not valid JSON at byte 0: expected a value, found byte 0xff"),
+                (4, "not valid JSON at byte 0: not a value: only true, false and null are words"),
             ]
         );
         let permissive = json_decoder(json!({ "mode": "permissive" }), "a INT, _corrupt_record STRING");
@@ -441,7 +438,9 @@ mod tests {
         let lines: Vec<_> = numbers.iter().map(|number| format!("{{\"d\":{number}}}").into_bytes()).collect();
         let decoded = decode_lines(decoder.as_ref(), &lines).unwrap();
         for (number, found) in numbers.iter().zip(decoded.rows.column(0).as_primitive::<Float64Type>().values()) {
-            assert_eq!(found.to_bits(), number.parse::<f64>().unwrap().to_bits(), "{number}");
+            // `-0` is an integer, and integers have no negative zero.
+            let expected = if number == "-0" { 0.0 } else { number.parse::<f64>().unwrap() };
+            assert_eq!(found.to_bits(), expected.to_bits(), "{number}");
         }
     }
 
@@ -476,15 +475,6 @@ mod tests {
             let error = decoder(&Format::Json(settings), &ddl::parse("a INT").unwrap(), &[0]).unwrap_err();
             assert_eq!(error.class(), class::CONFIG_INVALID);
             assert!(error.message().contains(message), "{error}");
-        }
-    }
-
-    #[test]
-    fn extra() {
-        if let Ok(path) = std::env::var("EXTRA") {
-            for case in Case::all(&std::fs::read_to_string(path).unwrap()) {
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.check()));
-            }
         }
     }
 }

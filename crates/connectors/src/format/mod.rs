@@ -366,7 +366,7 @@ impl JsonSchema for Format {
                 { "type": "string", "enum": NAMES },
                 {
                     "type": "object",
-                    "properties": { "json": json, "csv": csv, "parquet": { "type": "object", "maxProperties": 0 } },
+                    "properties": { "json": json, "csv": csv, "parquet": { "type": "object", "description": "Rows of Parquet files; it has no settings.", "maxProperties": 0 } },
                     "minProperties": 1,
                     "maxProperties": 1,
                     "additionalProperties": false,

@@ -179,7 +179,7 @@ http: {{ listen: "127.0.0.1:0" }}
         let (records, rate) = (self.records.to_string(), (self.records / 12).to_string());
         Command::new(PERENNIAL)
             .args(["simulate", "greenhouse", "--to", "kafka", "--brokers", &self.brokers, "--topic", &self.topic])
-            .args(["--records", &records, "--rate", &rate, "--keys", "50", "--seed", "42", "--event-interval", "10ms"])
+            .args(["--records", &records, "--rate", &rate, "--keys", "50", "--seed", "42", "--event-interval", "100ms"])
             .args(["--malformed", "0.01", "--out-of-order", "0.02", "--max-delay", "2 minutes", "--duplicates", "0.01"])
             .args(["--metrics", "off", "--log-level", "error"])
             .stdin(Stdio::null())

@@ -616,37 +616,3 @@ fn settings_have_defaults() {
     assert_eq!(read.settle.0, Duration::from_secs(1));
     assert!(serde_json::from_str::<FilesSource>(r#"{"path": "x", "max_files": 1}"#).is_err());
 }
-
-/// `PERENNIAL_BENCH_DIR` names a directory with JSON lines.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement: cargo test --release files::tests::speed -- --ignored --nocapture"]
-async fn speed() {
-    let Ok(dir) = std::env::var("PERENNIAL_BENCH_DIR") else { panic!("set PERENNIAL_BENCH_DIR") };
-    let world = World::new();
-    let settings = FilesSource { settle: HumanDuration(Duration::ZERO), ..FilesSource::new(dir) };
-    let source = settings.open(world.context()).unwrap();
-    let end = latest(&*source, None).await.unwrap();
-    for parallelism in [1, 2] {
-        let began = std::time::Instant::now();
-        let range = OffsetRange { start: None, end: end.clone() };
-        let streams = source.read(&range, parallelism).await.unwrap();
-        let counts = streams.into_iter().map(|stream| {
-            tokio::spawn(futures::TryStreamExt::try_fold(stream, (0_u64, 0_u64), async |(lines, bytes), input| {
-                let Input::Records(RecordBlock { payload: Payload::Lines(text), .. }) = input else { panic!() };
-                let found = memchr::memchr_iter(b'\n', &text).count() as u64;
-                Ok((lines + found, bytes + text.len() as u64))
-            }))
-        });
-        let counts = futures::future::join_all(counts).await;
-        let (lines, bytes) = counts.into_iter().fold((0, 0), |(lines, bytes), count| {
-            let (more_lines, more_bytes) = count.unwrap().unwrap();
-            (lines + more_lines, bytes + more_bytes)
-        });
-        let seconds = began.elapsed().as_secs_f64();
-        println!(
-            "{parallelism} streams: {lines} lines, {:.2} million lines/s, {:.0} MB/s",
-            lines as f64 / seconds / 1e6,
-            bytes as f64 / seconds / 1e6
-        );
-    }
-}

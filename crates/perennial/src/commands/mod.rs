@@ -12,6 +12,7 @@ macro_rules! commands {
 
         /// What to do. The help of each command is the comment on its type.
         #[derive(Debug, Subcommand)]
+        #[allow(clippy::large_enum_variant, reason = "there is one")]
         pub enum Command {
             $($(#[$attribute])* $name($module::$name),)*
         }

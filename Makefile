@@ -17,10 +17,11 @@ test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 	@scripts/setup test
 	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS) -- --include-ignored
 
-bench: ## measure the main job, from files and from Kafka
+bench: ## measure decoding, the stateful query and the sinks
 	@scripts/setup bench
-	@BENCH_INPUT=$$(python3 bench/peers/run.py --prepare) && export BENCH_INPUT && \
-	PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- cargo bench -p perennial $(ARGS)
+	cargo bench -p perennial-connectors --no-default-features --bench decode $(ARGS)
+	cargo bench -p perennial-sql --bench throughput $(ARGS)
+	cargo bench -p perennial-connectors --no-default-features --bench sinks $(ARGS)
 
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query
 	@scripts/setup bench

@@ -20,6 +20,7 @@ impl Output {
     }
 
     /// Whether nobody listens any more.
+    #[cfg(feature = "kafka")]
     pub(crate) fn is_abandoned(&self) -> bool {
         self.0.is_closed()
     }

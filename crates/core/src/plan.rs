@@ -20,6 +20,8 @@ pub struct PlanInput {
     pub columns: Vec<usize>,
     /// Delay of the watermark in microseconds, where the source has one.
     pub watermark_delay: Option<i64>,
+    /// Whether it is a bounded table: each batch is given all of its rows, and they count neither as read nor as new.
+    pub is_static: bool,
 }
 
 /// What the plan is told about the batch.
@@ -67,7 +69,7 @@ pub struct PlanOutcome {
     pub multiplied: u64,
     /// Per input of the plan the greatest event time seen, in microseconds since the epoch.
     pub max_event_times: Vec<Option<i64>>,
-    /// Stateful operators, in the order of [`QueryPlan::state`].
+    /// Stateful operators, from the sink towards the sources.
     pub operators: Vec<OperatorProgress>,
 }
 
@@ -79,7 +81,7 @@ pub struct Execution {
     pub outcome: Box<dyn FnOnce() -> Result<PlanOutcome> + Send>,
 }
 
-/// State partitions of a batch: per operator (in the order of [`QueryPlan::state`]) its partitions. The plan gives them back by
+/// State partitions of a batch: per state (in the order of [`QueryPlan::state`]) its partitions. The plan gives them back by
 /// dropping its clones.
 pub type BatchState = Vec<Vec<Arc<std::sync::Mutex<dyn StatePartition>>>>;
 
@@ -92,7 +94,8 @@ pub trait QueryPlan: Send + Sync {
     /// Columns of the result.
     fn schema(&self) -> SchemaRef;
 
-    /// What it keeps: one entry per stateful operator, from the sink towards the sources. Empty for a stateless query.
+    /// What it keeps: one entry per state, numbered in this order. A stateful operator with several inputs has several. Empty for a
+    /// stateless query.
     fn state(&self) -> &[StateSpec];
 
     /// Whether the same input gives the same rows: no `rand()`, no `uuid()`, no order-sensitive aggregate on unordered input.

@@ -17,7 +17,7 @@ use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
 use perennial_core::progress::Observer;
 use perennial_core::sink::{Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
-use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark};
+use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 use crate::job::{Job, JobQuery, JobSource};
 use crate::world;
@@ -64,6 +64,8 @@ fn table(name: &str, source: &JobSource) -> SourceTable {
             column: watermark.column.clone(),
             delay_micros: i64::try_from(watermark.delay.0.as_micros()).unwrap_or(i64::MAX),
         }),
+        deduplicate: None,
+        kind: TableKind::Stream,
     }
 }
 

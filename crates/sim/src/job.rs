@@ -122,7 +122,14 @@ pub struct PassThrough {
 
 impl Default for PassThrough {
     fn default() -> Self {
-        Self { inputs: vec![PlanInput { source: "numbers".into(), columns: vec![0], watermark_delay: None }] }
+        Self {
+            inputs: vec![PlanInput {
+                source: "numbers".into(),
+                columns: vec![0],
+                watermark_delay: None,
+                is_static: false,
+            }],
+        }
     }
 }
 

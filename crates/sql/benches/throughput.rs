@@ -18,7 +18,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use perennial_core::plan::{BatchInfo, BatchState, QueryPlan};
 use perennial_core::sink::{OutputMode, RowStream};
 use perennial_core::state::StatePartition;
-use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark};
+use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 const ROWS: usize = 4_000_000;
 const ROWS_PER_BLOCK: usize = 32_768;
@@ -122,6 +122,8 @@ fn main() {
                 name: "readings".into(),
                 schema: schema(),
                 watermark: Some(SourceWatermark { column: "event_time".into(), delay_micros: 600_000_000 }),
+                deduplicate: None,
+                kind: TableKind::Stream,
             };
             let sql = "SELECT window.start AS minute, sensor_id, count(*) AS n, avg(temperature) AS mean, \
                 min(temperature) AS low, max(temperature) AS high \

@@ -66,6 +66,15 @@ impl Batch {
         }
     }
 
+    /// The batch as an operator sees it whose input's watermark is `shift_ms` ahead of the query's.
+    pub(crate) fn info_at(&self, shift_ms: i64) -> BatchInfo {
+        BatchInfo {
+            watermark_ms: self.info.watermark_ms.saturating_add(shift_ms),
+            late_watermark_ms: self.info.late_watermark_ms.saturating_add(shift_ms),
+            ..self.info
+        }
+    }
+
     /// The streams of an input that a partition of its scan reads. Which ones is fixed by their order, so that a batch that is run
     /// again adds up floating-point numbers in the same order.
     pub(crate) fn take_streams(&self, input: usize, partition: usize, partitions: usize) -> Vec<RowStream> {
@@ -73,19 +82,19 @@ impl Batch {
         lock(streams).iter_mut().skip(partition).step_by(partitions).filter_map(Option::take).collect()
     }
 
-    /// One partition of an operator's state.
+    /// One partition of a state.
     pub(crate) fn state(
         &self,
-        operator: usize,
+        number: usize,
         partition: usize,
     ) -> Result<MutexGuard<'_, dyn StatePartition + 'static>> {
-        let partition_of = self.state.get(operator).and_then(|partitions| partitions.get(partition));
+        let partition_of = self.state.get(number).and_then(|partitions| partitions.get(partition));
         match partition_of {
             // A panic while the state was changed makes it worthless; the batch must not go on with it.
-            Some(state) => state.lock().map_err(|_| {
-                external(Error::bug(format!("the state of operator {operator} broke in partition {partition}")))
-            }),
-            None => internal_err!("operator {operator} has no state partition {partition}"),
+            Some(state) => {
+                state.lock().map_err(|_| external(Error::bug(format!("state {number} broke in partition {partition}"))))
+            }
+            None => internal_err!("state {number} has no partition {partition}"),
         }
     }
 }
@@ -117,9 +126,15 @@ impl Counters {
         }
     }
 
-    pub(crate) fn progress(&self, operator: usize, report: impl FnOnce(&mut OperatorProgress)) {
-        if let Some(progress) = lock(&self.operators).get_mut(operator) {
-            report(progress);
+    /// Adds what an operator did in one partition.
+    pub(crate) fn progress(&self, operator: usize, of_partition: &OperatorProgress) {
+        if let Some(total) = lock(&self.operators).get_mut(operator) {
+            total.rows_total += of_partition.rows_total;
+            total.rows_updated += of_partition.rows_updated;
+            total.rows_removed += of_partition.rows_removed;
+            total.rows_dropped_by_watermark += of_partition.rows_dropped_by_watermark;
+            total.rows_dropped_duplicate += of_partition.rows_dropped_duplicate;
+            total.memory_bytes += of_partition.memory_bytes;
         }
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::functions::window::parse_interval;
 use crate::testing::batches::{Loop, Ran};
 use crate::testing::values::{rows_from_json, rows_to_json, same_rows, schema, timestamp, type_name};
-use crate::{Planner, PlannerOptions, SourceTable, SourceWatermark};
+use crate::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 type Outcome = Result<(), String>;
 
@@ -60,9 +60,10 @@ fn sources(case: &Value) -> Result<Vec<SourceTable>, String> {
         return Err("static tables are not supported".into());
     }
     for (name, source) in case["sources"].as_object().unwrap() {
-        if !source["deduplicate"].is_null() {
-            return Err("deduplication is not supported".into());
-        }
+        let deduplicate = (!source["deduplicate"].is_null()).then(|| Deduplicate {
+            columns: serde_json::from_value(source["deduplicate"]["columns"].clone()).unwrap(),
+            within_watermark: source["deduplicate"]["within_watermark"] == true,
+        });
         let watermark = match &source["watermark"] {
             Value::Null => None,
             watermark => Some(SourceWatermark {
@@ -70,7 +71,13 @@ fn sources(case: &Value) -> Result<Vec<SourceTable>, String> {
                 delay_micros: parse_interval(watermark["delay"].as_str().unwrap()).map_err(|e| e.to_string())?,
             }),
         };
-        tables.push(SourceTable { name: name.clone(), schema: schema(source["schema"].as_str().unwrap()), watermark });
+        tables.push(SourceTable {
+            name: name.clone(),
+            schema: schema(source["schema"].as_str().unwrap()),
+            watermark,
+            deduplicate,
+            kind: TableKind::Stream,
+        });
     }
     Ok(tables)
 }
@@ -171,11 +178,15 @@ fn compare(case: &Value, step: &Value, running: &Loop, ran: &[Ran]) -> Outcome {
                 .operators
                 .iter()
                 .map(|operator| {
-                    json!({
+                    let mut shown = json!({
                         "name": operator.name, "rows_total": operator.rows_total, "rows_updated": operator.rows_updated,
                         "rows_removed": operator.rows_removed,
                         "rows_dropped_by_watermark": operator.rows_dropped_by_watermark,
-                    })
+                    });
+                    if operator.name.starts_with("dedupe") {
+                        shown["rows_dropped_as_duplicates"] = json!(operator.rows_dropped_duplicate);
+                    }
+                    shown
                 })
                 .collect();
             if Value::Array(ours.clone()) != batch["operators"] {

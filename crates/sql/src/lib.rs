@@ -27,7 +27,7 @@ mod query_tests;
 #[cfg(test)]
 mod testing;
 
-pub use planner::{Planner, PlannerOptions, SourceTable, SourceWatermark, UNIQUE_KEY};
+pub use planner::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind, UNIQUE_KEY};
 
 // Library users write scalar functions against these types.
 pub use datafusion::logical_expr as udf;

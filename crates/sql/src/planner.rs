@@ -28,13 +28,15 @@ use perennial_core::sink::OutputMode;
 use crate::ast;
 use crate::error::{planning_error, syntax_error};
 use crate::exec::aggregate::StatefulAggregateExec;
-use crate::exec::count::{CountExec, Counted, count_past_state, is_stateful};
+use crate::exec::count::{CountExec, Counted, count_past_state};
+use crate::exec::dedup::{DeduplicateExec, Deduplication};
 use crate::exec::merge::Aggregation;
+use crate::exec::stateful::is_stateful;
 use crate::exec::watermark::WatermarkExec;
 use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
-use crate::logical::nodes::{AssignWindows, StatefulAggregate, Watermark};
-use crate::logical::{check, inputs, rewrite};
+use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, Watermark};
+use crate::logical::{check, inputs, rewrite, stateful};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -83,6 +85,26 @@ pub struct SourceWatermark {
     pub delay_micros: i64,
 }
 
+/// Dropping the duplicates of a source (`dropDuplicates`, `dropDuplicatesWithinWatermark`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deduplicate {
+    /// The columns whose values together tell duplicates.
+    pub columns: Vec<String>,
+    /// Whether a row is only remembered until the watermark is past its event time by the watermark's delay. Otherwise it is remembered until
+    /// the watermark reaches its event time, where that is among the columns, and for ever where it is not.
+    pub within_watermark: bool,
+}
+
+/// How often the rows of a table are new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TableKind {
+    /// A stream: each batch has its own rows.
+    #[default]
+    Stream,
+    /// A bounded table: each batch has all of its rows.
+    Static,
+}
+
 /// A source as a query sees it: a table with a name.
 #[derive(Debug, Clone)]
 pub struct SourceTable {
@@ -92,6 +114,10 @@ pub struct SourceTable {
     pub schema: SchemaRef,
     /// The watermark, where the source has one.
     pub watermark: Option<SourceWatermark>,
+    /// Whether its duplicates are dropped, behind the watermark.
+    pub deduplicate: Option<Deduplicate>,
+    /// Stream or table.
+    pub kind: TableKind,
 }
 
 /// Plans queries and predicates in Spark's dialect.
@@ -120,7 +146,7 @@ impl Planner {
     ) -> Result<Arc<dyn QueryPlan>> {
         self.check_time_zone()?;
         for source in sources {
-            check::watermark(source)?;
+            check::source(source)?;
         }
         let clock = Arc::new(BatchClock::default());
         let bad_session = |error| planning_error(error, sql).at("the settings of the query");
@@ -191,11 +217,11 @@ async fn plan_query(
     if inputs.is_empty() {
         return plan_err!("the query reads no source: name one in FROM");
     }
-    let plan = inputs::mark_stateful(plan, mode, &mut 0)?;
+    let plan = stateful::mark(plan, mode)?;
     check::optimised(&plan, mode)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
     let physical = count_past_state(physical, false)?;
-    StreamQuery::new(&plan, physical, inputs, mode, parallelism, clock, state)
+    StreamQuery::new(&plan, physical, inputs, parallelism, clock, state)
 }
 
 /// Gives the result the types that sinks know.
@@ -263,11 +289,28 @@ impl ExtensionPlanner for StreamOperators {
             let counts = !is_stateful(input);
             return Ok(Some(Arc::new(WindowsExec::new(input.clone(), time, windows.spec, counts, schema))));
         }
+        let partitions = session.config().target_partitions();
         if let Some(stateful) = node.as_any().downcast_ref::<StatefulAggregate>() {
-            return Ok(Some(stateful_aggregate(stateful, input, session.config().target_partitions())?));
+            return Ok(Some(stateful_aggregate(stateful, input, partitions)?));
+        }
+        if let Some(node) = node.as_any().downcast_ref::<nodes::Deduplicate>() {
+            return Ok(Some(deduplicate(node, input, partitions)?));
         }
         Ok(None)
     }
+}
+
+fn deduplicate(
+    node: &nodes::Deduplicate,
+    input: &Arc<dyn ExecutionPlan>,
+    partitions: usize,
+) -> DfResult<Arc<dyn ExecutionPlan>> {
+    let Some((place, event)) = node.place else { return internal_err!("a deduplication has no place in its plan") };
+    let keys = node.keys.iter().flat_map(Expr::column_refs).map(|column| node.input.schema().index_of_column(column));
+    let keys = keys.collect::<DfResult<_>>()?;
+    let within = node.within.as_ref().map(|(_, delay)| *delay);
+    let deduplication = Deduplication { place, keys, event, within };
+    Ok(Arc::new(DeduplicateExec::new(input.clone(), deduplication, partitions)))
 }
 
 /// Takes DataFusion's two-stage aggregation apart: the partial stage stays, the final stage becomes ours.
@@ -288,7 +331,7 @@ fn stateful_aggregate(
         Some((time.clone(), event.span))
     });
     let mut input = first.input().clone();
-    if node.first {
+    if node.place.first {
         input = Arc::new(CountExec::new(input, Counted::Held(event)));
     }
     let partial = AggregateExec::try_new(
@@ -300,7 +343,9 @@ fn stateful_aggregate(
         first.input_schema(),
     )?;
     let aggregation = Aggregation {
-        operator: node.operator,
+        operator: node.place.operator,
+        state: node.place.state,
+        shift_ms: node.place.shift_ms.unwrap_or_default(),
         keys,
         functions: last.aggr_expr().to_vec(),
         state_schema: partial.schema(),

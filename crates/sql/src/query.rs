@@ -13,7 +13,6 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
-use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
@@ -22,23 +21,18 @@ use futures::stream;
 use perennial_core::Result;
 use perennial_core::error::Error;
 use perennial_core::plan::{BatchInfo, BatchState, Execution, OperatorProgress, PlanInput, QueryPlan};
-use perennial_core::sink::{OutputMode, RowStream};
+use perennial_core::sink::RowStream;
 use perennial_core::state::StateSpec;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::batch::Batch;
 use crate::error::execution_error;
-use crate::exec::aggregate::StatefulAggregateExec;
-use crate::exec::count::is_stateful;
 use crate::exec::merge;
+use crate::exec::stateful::{Stateful, is_stateful, operators};
 use crate::functions::clock::{BatchClock, CLOCK_FUNCTIONS};
 use crate::logical::lineage;
-use crate::logical::nodes::EventKey;
 use crate::planner::UNIQUE_KEY;
-
-/// Spark's name of the operator that stores an aggregate.
-const AGGREGATE_OPERATOR: &str = "stateStoreSave";
 
 /// Rows that wait per partition for the sink: enough that a core does not wait for its neighbour, few enough to stay small.
 const OUTPUT_BUFFER: usize = 2;
@@ -52,8 +46,10 @@ pub(crate) struct StreamQuery {
     physical: Arc<dyn ExecutionPlan>,
     inputs: Vec<PlanInput>,
     schema: SchemaRef,
+    /// Names of the stateful operators.
+    operators: Vec<&'static str>,
+    wants_no_data_batch: bool,
     state: Vec<StateSpec>,
-    mode: OutputMode,
     parallelism: usize,
     clock: Arc<BatchClock>,
     config: SessionConfig,
@@ -69,27 +65,14 @@ impl StreamQuery {
         logical: &LogicalPlan,
         physical: Arc<dyn ExecutionPlan>,
         inputs: Vec<PlanInput>,
-        mode: OutputMode,
         parallelism: usize,
         clock: Arc<BatchClock>,
         session: &SessionState,
     ) -> DfResult<Self> {
-        let mut operators = Vec::new();
-        collect_operators(&physical, &mut operators);
-        operators.sort_by_key(|operator| operator.aggregation().operator);
-        let state = operators
-            .iter()
-            .map(|operator| {
-                let aggregation = operator.aggregation();
-                StateSpec {
-                    operator: aggregation.operator,
-                    name: AGGREGATE_OPERATOR.to_owned(),
-                    schema: aggregation.state_schema.clone(),
-                    keys: aggregation.keys,
-                    expiry: aggregation.event.map(|event| event.key),
-                }
-            })
-            .collect::<Vec<_>>();
+        let mut operators = operators(&physical);
+        operators.sort_by_key(|operator| operator.operator());
+        let mut state: Vec<StateSpec> = operators.iter().flat_map(|operator| operator.state()).collect();
+        state.sort_by_key(|spec| spec.operator);
 
         let mut schema = Schema::clone(&physical.schema());
         schema.metadata = unique_key(logical).map(|key| (UNIQUE_KEY.to_owned(), key)).into_iter().collect();
@@ -97,14 +80,15 @@ impl StreamQuery {
             fingerprint: fingerprint(&operators, &inputs),
             explain: explain(logical, &inputs, &state),
             deterministic: deterministic(logical)?,
-            expands: logical.exists(|node| Ok(matches!(node, LogicalPlan::Unnest(_))))?,
+            operators: operators.iter().map(|operator| operator.name()).collect(),
+            wants_no_data_batch: operators.iter().any(|operator| operator.wants_no_data_batch()),
+            expands: logical.exists(|node| Ok(matches!(node, LogicalPlan::Unnest(_) | LogicalPlan::Join(_))))?,
             schema: Arc::new(schema),
             config: session.config().clone(),
             runtime: session.runtime_env().clone(),
             physical,
             inputs,
             state,
-            mode,
             parallelism,
             clock,
         })
@@ -118,7 +102,7 @@ impl StreamQuery {
         let partitions: Vec<usize> = state.iter().map(Vec::len).collect();
         if partitions != vec![self.parallelism; self.state.len()] {
             return Err(Error::bug(format!(
-                "the plan has {} stateful operators in {} partitions, the state has partitions {partitions:?}",
+                "the plan has {} states in {} partitions, the batch has partitions {partitions:?}",
                 self.state.len(),
                 self.parallelism
             )));
@@ -154,7 +138,7 @@ impl QueryPlan for StreamQuery {
     }
 
     fn wants_no_data_batch(&self) -> bool {
-        !self.state.is_empty() && self.mode != OutputMode::Complete
+        self.wants_no_data_batch
     }
 
     fn parallelism(&self) -> usize {
@@ -169,9 +153,9 @@ impl QueryPlan for StreamQuery {
         self.check(&inputs, &state)?;
         self.clock.set(info.timestamp_ms);
         let operators = self
-            .state
+            .operators
             .iter()
-            .map(|spec| OperatorProgress { name: spec.name.clone(), ..OperatorProgress::default() })
+            .map(|name| OperatorProgress { name: (*name).to_owned(), ..OperatorProgress::default() })
             .collect();
         let batch = Arc::new(Batch::new(info, inputs, state, operators));
         // Operators keep metrics and what they exchange: each batch gets its own.
@@ -288,13 +272,6 @@ impl Output {
     }
 }
 
-fn collect_operators<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a StatefulAggregateExec>) {
-    found.extend(plan.downcast_ref::<StatefulAggregateExec>());
-    for child in plan.children() {
-        collect_operators(child, found);
-    }
-}
-
 /// The output columns that together tell the group: one per key of the topmost aggregate.
 fn unique_key(plan: &LogicalPlan) -> Option<String> {
     let keys = lineage::key_count(lineage::top_aggregate(plan)?);
@@ -333,25 +310,19 @@ fn deterministic(plan: &LogicalPlan) -> DfResult<bool> {
 }
 
 /// What the state depends on, and nothing else: sources, keys, functions and the columns in which they are stored.
-fn fingerprint(operators: &[&StatefulAggregateExec], inputs: &[PlanInput]) -> String {
-    let sources: Vec<&str> = inputs.iter().map(|input| input.source.as_str()).collect();
+fn fingerprint(operators: &[&dyn Stateful], inputs: &[PlanInput]) -> String {
+    let streams = inputs.iter().filter(|input| !input.is_static);
+    let sources: Vec<&str> = streams.map(|input| input.source.as_str()).collect();
     let mut text = format!("sources: {}", sources.join(", "));
     for operator in operators {
-        let aggregation = operator.aggregation();
-        let _ = write!(text, "\noperator {}: aggregate", aggregation.operator);
-        let partial = operator.children().into_iter().next().and_then(|plan| plan.downcast_ref::<AggregateExec>());
-        let keys = partial.map(|partial| partial.group_expr().expr()).unwrap_or_default();
-        for (index, field) in aggregation.state_schema.fields().iter().enumerate() {
-            let kind = if index < aggregation.keys { "key" } else { "value" };
-            let what = keys.get(index).map_or_else(|| field.name().clone(), |(expr, _)| expr.to_string());
-            let _ = write!(text, "\n  {kind} {what}: {}", field.data_type());
+        let _ = write!(text, "\noperator {}: {}", operator.operator(), operator.name());
+        for state in operator.state() {
+            for (index, field) in state.schema.fields().iter().enumerate() {
+                let kind = if index < state.keys { "key" } else { "value" };
+                let _ = write!(text, "\n  {kind} {}: {}", field.name(), field.data_type());
+            }
         }
-        for function in &aggregation.functions {
-            let _ = write!(text, "\n  function {}", function.name());
-        }
-        if let Some(EventKey { key, span }) = aggregation.event {
-            let _ = write!(text, "\n  ends {span} microseconds after key {key}");
-        }
+        operator.describe().iter().for_each(|line| _ = write!(text, "\n  {line}"));
     }
     text
 }
@@ -369,8 +340,9 @@ fn explain(plan: &LogicalPlan, inputs: &[PlanInput], state: &[StateSpec]) -> Str
         };
         let _ = write!(
             text,
-            "\nState of operator {}: by [{}] [{}]",
+            "\nState {} ({}): by [{}] [{}]",
             spec.operator,
+            spec.name,
             columns(0..spec.keys),
             columns(spec.keys..spec.schema.fields().len())
         );

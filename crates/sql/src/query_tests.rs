@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 
 use crate::testing::batches::Loop;
 use crate::testing::values::{rows_from_json, rows_to_json, same_rows, schema};
-use crate::{Planner, PlannerOptions, SourceTable, SourceWatermark, UNIQUE_KEY};
+use crate::{Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind, UNIQUE_KEY};
 
 const EVENTS: &str = "user STRING, ts TIMESTAMP, v BIGINT";
 
 fn events(delay_minutes: Option<i64>) -> SourceTable {
     let watermark =
         delay_minutes.map(|minutes| SourceWatermark { column: "ts".into(), delay_micros: minutes * 60_000_000 });
-    SourceTable { name: "events".into(), schema: schema(EVENTS), watermark }
+    SourceTable { name: "events".into(), schema: schema(EVENTS), watermark, deduplicate: None, kind: TableKind::Stream }
 }
 
 fn planner(parallelism: usize) -> Planner {
@@ -280,7 +280,7 @@ async fn the_plan_can_be_read() {
         "Windows: of events.ts, size 1 minute",
         "Stateful: operator 0, Append mode",
         "Input 0: source events",
-        "State of operator 0: by [__window_start Timestamp",
+        "State 0 (stateStoreSave): by [__window_start Timestamp",
     ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
@@ -366,7 +366,7 @@ async fn names_are_case_insensitive() {
     let source = SourceTable {
         name: "Readings".into(),
         schema: schema("sensorId STRING, ts TIMESTAMP, ph DOUBLE"),
-        watermark: None,
+        ..events(None)
     };
     let sql = "SELECT R.SENSORID, COUNT(*) AS N, avg(PH) FROM readings r WHERE sensorid IS NOT NULL GROUP BY SensorId";
     let plan = planner(1).plan(sql, &[source], OutputMode::Update).await.unwrap();

@@ -107,7 +107,7 @@ pub(crate) fn session(
     let schema = state.schema_for_ref("any")?;
     for source in sources {
         let columns = zone::in_session(&source.schema, &options.time_zone);
-        let table = StreamTable::new(&source.name, columns, options.parallelism.max(1));
+        let table = StreamTable::new(&source.name, columns, options.parallelism.max(1), source.kind);
         schema.register_table(source.name.clone(), Arc::new(table))?;
     }
     Ok(state)

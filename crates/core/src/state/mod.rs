@@ -46,7 +46,7 @@ use crate::error::Result;
 /// All types of Spark can be kept; dictionaries, unions and run-end encoded columns cannot, neither as keys nor as values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateSpec {
-    /// Number of the operator in its query, from the sink towards the sources (as Spark counts).
+    /// Number of the state in its query: each operator has one per input.
     pub operator: usize,
     /// Name of the operator, for people (`stateStoreSave`, `dedupe`, …: Spark's).
     pub name: String,

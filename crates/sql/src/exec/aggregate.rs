@@ -1,29 +1,30 @@
 //! The stateful aggregate: partial aggregates of the batch, spread by key, merged with the state, and what the output mode emits.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::{StreamExt, TryStreamExt, stream};
 use perennial_core::plan::OperatorProgress;
-use tokio::sync::OnceCell;
-use tokio::task::JoinSet;
+use perennial_core::sink::OutputMode;
+use perennial_core::state::StateSpec;
 
-use super::merge::{Aggregation, split};
+use super::exchange::Exchange;
+use super::merge::Aggregation;
 use super::one_input;
+use super::stateful::Stateful;
 use crate::batch::Batch;
+use crate::logical::nodes::EventKey;
 
 /// Rows per batch of the output, at most: the state gives its rows in chunks of any size.
 const ROWS_PER_BATCH: usize = 32_768;
-
-/// Per partition of the state the partial aggregates for it, input partition by input partition.
-type Exchanged = Vec<Mutex<Vec<RecordBatch>>>;
 
 /// Runs an [`Aggregation`] with one partition per partition of the state.
 #[derive(Debug)]
@@ -31,19 +32,47 @@ pub(crate) struct StatefulAggregateExec {
     /// The partial aggregation.
     partial: Arc<dyn ExecutionPlan>,
     aggregation: Arc<Aggregation>,
-    /// Filled by the partition that is polled first. An error belongs to all partitions.
-    exchange: Arc<OnceCell<Result<Exchanged, Arc<DataFusionError>>>>,
+    exchange: Exchange,
     properties: Arc<PlanProperties>,
 }
 
 impl StatefulAggregateExec {
     pub(crate) fn new(partial: Arc<dyn ExecutionPlan>, aggregation: Arc<Aggregation>, partitions: usize) -> Self {
         let properties = super::properties(aggregation.result_schema.clone(), partitions);
-        Self { partial, aggregation, exchange: Arc::default(), properties }
+        Self { partial, aggregation, exchange: Exchange::default(), properties }
+    }
+}
+
+impl Stateful for StatefulAggregateExec {
+    fn operator(&self) -> usize {
+        self.aggregation.operator
     }
 
-    pub(crate) fn aggregation(&self) -> &Aggregation {
-        &self.aggregation
+    fn name(&self) -> &'static str {
+        "stateStoreSave"
+    }
+
+    fn state(&self) -> Vec<StateSpec> {
+        vec![StateSpec {
+            operator: self.aggregation.state,
+            name: Stateful::name(self).to_owned(),
+            schema: self.aggregation.state_schema.clone(),
+            keys: self.aggregation.keys,
+            expiry: self.aggregation.event.map(|event| event.key),
+        }]
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let keys = self.partial.downcast_ref::<AggregateExec>().map(|partial| partial.group_expr().expr());
+        let keys = keys.unwrap_or_default().iter().map(|(expr, _)| format!("key {expr}"));
+        let functions = self.aggregation.functions.iter().map(|function| format!("function {}", function.name()));
+        let end =
+            self.aggregation.event.map(|EventKey { key, span }| format!("ends {span} microseconds after key {key}"));
+        keys.chain(functions).chain(end).collect()
+    }
+
+    fn wants_no_data_batch(&self) -> bool {
+        self.aggregation.mode != OutputMode::Complete
     }
 }
 
@@ -84,30 +113,17 @@ impl ExecutionPlan for StatefulAggregateExec {
         let partitions = self.properties.partitioning.partition_count();
         let (partial, aggregation, exchange) = (self.partial.clone(), self.aggregation.clone(), self.exchange.clone());
         let rows = async move {
-            let exchanged = exchange
-                .get_or_init(|| async {
-                    exchange_partials(partial, aggregation.keys, partitions, context).await.map_err(Arc::new)
-                })
-                .await;
-            let partials = match exchanged {
-                Ok(exchanged) => {
-                    std::mem::take(&mut *exchanged[partition].lock().unwrap_or_else(PoisonError::into_inner))
-                }
-                Err(error) => return Err(DataFusionError::Shared(error.clone())),
-            };
+            let keys: Vec<usize> = (0..aggregation.keys).collect();
+            let partials = exchange.take(&partial, &keys, (partition, partitions), &context).await?;
             let mut progress = OperatorProgress::default();
             let emitted = {
-                let mut state = batch.state(aggregation.operator, partition)?;
-                aggregation.run(partials, &mut *state, &batch.info, &mut progress)?
+                let mut state = batch.state(aggregation.state, partition)?;
+                aggregation.run(partials, &mut *state, &batch.info_at(aggregation.shift_ms), &mut progress)?
             };
-            batch.counters.progress(aggregation.operator, |total| {
-                total.rows_total += progress.rows_total;
-                total.rows_updated += progress.rows_updated;
-                total.rows_removed += progress.rows_removed;
-                total.rows_dropped_by_watermark += progress.rows_dropped_by_watermark;
-                total.memory_bytes += progress.memory_bytes;
-            });
-            Ok(stream::iter(emitted.into_iter().flat_map(slices)).map(move |rows| aggregation.results(&rows)))
+            batch.counters.progress(aggregation.operator, &progress);
+            Ok::<_, DataFusionError>(
+                stream::iter(emitted.into_iter().flat_map(slices)).map(move |rows| aggregation.results(&rows)),
+            )
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), stream::once(rows).try_flatten())))
     }
@@ -117,37 +133,4 @@ impl ExecutionPlan for StatefulAggregateExec {
 fn slices(rows: RecordBatch) -> impl Iterator<Item = RecordBatch> {
     let count = rows.num_rows();
     (0..count).step_by(ROWS_PER_BATCH).map(move |first| rows.slice(first, ROWS_PER_BATCH.min(count - first)))
-}
-
-/// Runs the partial aggregation, each partition on its own task, and spreads what it gives by key. The order of the result does not
-/// depend on which task was faster: floating-point sums come out the same when the batch is run again.
-async fn exchange_partials(
-    partial: Arc<dyn ExecutionPlan>,
-    keys: usize,
-    partitions: usize,
-    context: Arc<TaskContext>,
-) -> Result<Exchanged> {
-    let inputs = super::partitions(&partial);
-    let mut tasks = JoinSet::new();
-    for input in 0..inputs {
-        let (partial, context) = (partial.clone(), context.clone());
-        tasks.spawn(async move {
-            let mut parts: Vec<(usize, RecordBatch)> = Vec::new();
-            let mut rows = partial.execute(input, context)?;
-            while let Some(rows) = rows.next().await {
-                parts.extend(split(&rows?, keys, partitions)?);
-            }
-            Ok::<_, DataFusionError>((input, parts))
-        });
-    }
-    let mut by_input: Vec<Vec<(usize, RecordBatch)>> = vec![Vec::new(); inputs];
-    while let Some(done) = tasks.join_next().await {
-        let (input, parts) = done.map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))??;
-        by_input[input] = parts;
-    }
-    let mut exchanged: Vec<Vec<RecordBatch>> = vec![Vec::new(); partitions];
-    for (partition, rows) in by_input.into_iter().flatten() {
-        exchanged[partition].push(rows);
-    }
-    Ok(exchanged.into_iter().map(Mutex::new).collect())
 }

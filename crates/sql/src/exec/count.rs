@@ -13,9 +13,9 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 
-use super::aggregate::StatefulAggregateExec;
 use super::merge::expired;
 use super::one_input;
+use super::stateful::{is_stateful, reads_stream, stateful};
 use crate::batch::Batch;
 
 /// What the rows at a place of the plan count as.
@@ -112,13 +112,14 @@ pub(crate) fn count_past_state(plan: Arc<dyn ExecutionPlan>, goes_into_state: bo
     if !is_stateful(&plan) {
         return Ok(plan);
     }
-    let below_state = goes_into_state || plan.downcast_ref::<StatefulAggregateExec>().is_some();
-    let mixed = plan.children().len() > 1;
+    let below_state = goes_into_state || stateful(&plan).is_some();
+    // A stateful operator counts what comes into it by itself.
+    let mixed = stateful(&plan).is_none() && plan.children().len() > 1;
     let children = plan
         .children()
         .into_iter()
         .map(|child| {
-            if !mixed || is_stateful(child) {
+            if !mixed || is_stateful(child) || !reads_stream(child) {
                 return count_past_state(child.clone(), below_state);
             }
             let counted = if goes_into_state { Counted::Held(None) } else { Counted::Written };
@@ -126,9 +127,4 @@ pub(crate) fn count_past_state(plan: Arc<dyn ExecutionPlan>, goes_into_state: bo
         })
         .collect::<Result<_>>()?;
     plan.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-}
-
-/// Whether a plan has a stateful operator in it.
-pub(crate) fn is_stateful(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.downcast_ref::<StatefulAggregateExec>().is_some() || plan.children().into_iter().any(is_stateful)
 }

@@ -37,13 +37,14 @@ pub(crate) fn partition_of(keys: &[ArrayRef], partitions: usize) -> Result<Vec<u
     Ok(hashes.into_iter().map(|hash| (hash % partitions as u64) as u32).collect())
 }
 
-/// Splits rows by the partition of their keys.
-pub(crate) fn split(rows: &RecordBatch, keys: usize, partitions: usize) -> Result<Vec<(usize, RecordBatch)>> {
-    if partitions == 1 || keys == 0 {
+/// Splits rows by the partition of their keys, which are the columns at `keys`.
+pub(crate) fn split(rows: &RecordBatch, keys: &[usize], partitions: usize) -> Result<Vec<(usize, RecordBatch)>> {
+    if partitions == 1 || keys.is_empty() {
         return Ok(vec![(0, rows.clone())]);
     }
+    let keys: Vec<ArrayRef> = keys.iter().map(|key| rows.column(*key).clone()).collect();
     let mut indexes: Vec<Vec<u32>> = vec![Vec::new(); partitions];
-    for (row, partition) in partition_of(&rows.columns()[..keys], partitions)?.into_iter().enumerate() {
+    for (row, partition) in partition_of(&keys, partitions)?.into_iter().enumerate() {
         indexes[partition as usize].push(row as u32);
     }
     indexes
@@ -71,7 +72,7 @@ pub(crate) fn expired(times: &ArrayRef, span: i64, watermark_ms: i64) -> Result<
 }
 
 /// The greatest value of the event-time key whose group ends by the watermark.
-fn expiry_at(span: i64, watermark_ms: i64) -> i64 {
+pub(crate) fn expiry_at(span: i64, watermark_ms: i64) -> i64 {
     watermark_ms.saturating_mul(1_000).saturating_sub(span)
 }
 
@@ -80,6 +81,10 @@ fn expiry_at(span: i64, watermark_ms: i64) -> i64 {
 pub(crate) struct Aggregation {
     /// Number of the operator.
     pub(crate) operator: usize,
+    /// Number of its state.
+    pub(crate) state: usize,
+    /// The watermark that its input has, against that of the batch, in milliseconds.
+    pub(crate) shift_ms: i64,
     /// How many columns are the key.
     pub(crate) keys: usize,
     pub(crate) functions: Vec<Arc<AggregateFunctionExpr>>,
@@ -296,7 +301,7 @@ mod tests {
         )]);
         let rows =
             RecordBatch::try_new(Arc::new(schema), vec![Arc::new(Int64Array::from_iter_values(0..100))]).unwrap();
-        let parts = split(&rows, 1, 3).unwrap();
+        let parts = split(&rows, &[0], 3).unwrap();
         assert_eq!(parts.iter().map(|(_, rows)| rows.num_rows()).sum::<usize>(), 100);
         for (partition, rows) in parts {
             assert!(partition_of(rows.columns(), 3).unwrap().iter().all(|p| *p as usize == partition));

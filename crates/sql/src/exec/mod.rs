@@ -2,8 +2,11 @@
 
 pub(crate) mod aggregate;
 pub(crate) mod count;
+pub(crate) mod dedup;
+pub(crate) mod exchange;
 pub(crate) mod merge;
 pub(crate) mod source;
+pub(crate) mod stateful;
 pub(crate) mod watermark;
 pub(crate) mod windows;
 

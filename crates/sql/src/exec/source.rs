@@ -17,6 +17,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::{StreamExt, TryStreamExt, stream};
 
+use crate::TableKind;
 use crate::batch::{Batch, input_error};
 
 /// A source as a table. It has rows only inside a batch.
@@ -25,12 +26,13 @@ pub(crate) struct StreamTable {
     source: String,
     columns: SchemaRef,
     partitions: usize,
+    kind: TableKind,
     number: Option<usize>,
 }
 
 impl StreamTable {
-    pub(crate) fn new(source: &str, columns: SchemaRef, partitions: usize) -> Self {
-        Self { source: source.to_owned(), columns, partitions, number: None }
+    pub(crate) fn new(source: &str, columns: SchemaRef, partitions: usize, kind: TableKind) -> Self {
+        Self { source: source.to_owned(), columns, partitions, kind, number: None }
     }
 
     /// The same source as input `number` of a plan.
@@ -39,6 +41,7 @@ impl StreamTable {
             source: self.source.clone(),
             columns: self.columns.clone(),
             partitions: self.partitions,
+            kind: self.kind,
             number: Some(number),
         }
     }
@@ -53,6 +56,10 @@ impl StreamTable {
 
     pub(crate) fn number(&self) -> Option<usize> {
         self.number
+    }
+
+    pub(crate) fn kind(&self) -> TableKind {
+        self.kind
     }
 }
 
@@ -86,6 +93,7 @@ impl TableProvider for StreamTable {
         Ok(Arc::new(SourceExec {
             source: self.source.clone(),
             number,
+            kind: self.kind,
             order,
             properties: super::properties(schema, self.partitions),
         }))
@@ -94,12 +102,20 @@ impl TableProvider for StreamTable {
 
 /// Reads the streams of one input of the batch. Each partition polls its own ones, so that they are decoded on all cores.
 #[derive(Debug)]
-struct SourceExec {
+pub(crate) struct SourceExec {
     source: String,
     number: usize,
+    kind: TableKind,
     /// Per column of the output its index in the rows of the input.
     order: Vec<usize>,
     properties: Arc<PlanProperties>,
+}
+
+impl SourceExec {
+    /// Whether it reads a table that is given whole for each batch.
+    pub(crate) fn is_static(&self) -> bool {
+        self.kind == TableKind::Static
+    }
 }
 
 impl DisplayAs for SourceExec {
@@ -147,9 +163,12 @@ impl ExecutionPlan for SourceExec {
         let source = self.source.clone();
         let streams = batch.take_streams(self.number, partition, self.properties.partitioning.partition_count());
         let columns = schema.clone();
+        let counts = !self.is_static();
         let rows = stream::iter(streams).flatten().map_err(input_error).map(move |rows| {
             let rows = rows?;
-            batch.counters.read(rows.num_rows());
+            if counts {
+                batch.counters.read(rows.num_rows());
+            }
             conform(&rows, &order, &columns, &source)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))

@@ -13,8 +13,26 @@ use crate::error::{refused, unsupported};
 /// Spark's catch-all condition for streaming queries that it does not run.
 const NOT_STREAMING: &str = "_LEGACY_ERROR_TEMP_3102";
 
+/// The settings of a source: the columns of its watermark and its deduplication.
+pub(crate) fn source(source: &SourceTable) -> CoreResult<()> {
+    watermark(source)?;
+    let Some(deduplicate) = &source.deduplicate else { return Ok(()) };
+    let at =
+        |message: String| Err(Error::new(class::ANALYSIS, message).at(format!("source {}: deduplicate", source.name)));
+    if let Some(name) = deduplicate.columns.iter().find(|name| source.schema.field_with_name(name).is_err()) {
+        return at(format!("UNRESOLVED_COLUMN_AMONG_FIELD_NAMES: there is no column `{name}` to tell duplicates by"));
+    }
+    if deduplicate.columns.is_empty() {
+        return at("there are no columns to tell duplicates by: name at least one".to_owned());
+    }
+    if deduplicate.within_watermark && source.watermark.is_none() {
+        return at("deduplication within the watermark needs a watermark: give the source one".to_owned());
+    }
+    Ok(())
+}
+
 /// The watermark of a source: its column must be there and be a timestamp, its delay not negative.
-pub(crate) fn watermark(source: &SourceTable) -> CoreResult<()> {
+fn watermark(source: &SourceTable) -> CoreResult<()> {
     let Some(watermark) = &source.watermark else { return Ok(()) };
     let at =
         |message: String| Err(Error::new(class::ANALYSIS, message).at(format!("source {}: watermark", source.name)));

@@ -4,7 +4,7 @@ use datafusion::common::Column;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan};
 
-use super::nodes::{AssignWindows, StatefulAggregate, Watermark, node_of};
+use super::nodes::{AssignWindows, Deduplicate, StatefulAggregate, Watermark, node_of};
 use crate::functions::window::{WINDOW_OF, WINDOW_TIME};
 
 /// What a column says about event time.
@@ -35,6 +35,9 @@ pub(crate) fn event_time(plan: &LogicalPlan, index: usize) -> Option<EventTime> 
     }
     if let Some(stateful) = node_of::<StatefulAggregate>(plan) {
         return event_time(&stateful.input, index);
+    }
+    if let Some(deduplicate) = node_of::<Deduplicate>(plan) {
+        return event_time(&deduplicate.input, index);
     }
     match plan {
         LogicalPlan::Projection(projection) => expression_event_time(&projection.expr[index], &projection.input),

@@ -5,3 +5,4 @@ pub(crate) mod inputs;
 pub(crate) mod lineage;
 pub(crate) mod nodes;
 pub(crate) mod rewrite;
+pub(crate) mod stateful;

@@ -71,17 +71,40 @@ pub(crate) struct EventKey {
     pub(crate) span: i64,
 }
 
+/// Where a stateful operator stands in its plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    /// Number of the operator, from the sink towards the sources.
+    pub(crate) operator: usize,
+    /// Number of its (first) state.
+    pub(crate) state: usize,
+    /// How far the watermark of its input is ahead of the query's, in milliseconds: 0, or less above an operator that holds rows back.
+    /// `None` where its input has no watermark.
+    pub(crate) shift_ms: Option<i64>,
+    /// Whether no other stateful operator is below.
+    pub(crate) first: bool,
+}
+
+/// Lets of the rows with equal keys the first one pass.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Deduplicate {
+    pub(crate) input: LogicalPlan,
+    /// Columns whose values together tell duplicates.
+    pub(crate) keys: Vec<Expr>,
+    /// For deduplication within the watermark: the event time, and for how many microseconds after it a row is remembered.
+    pub(crate) within: Option<(Expr, i64)>,
+    /// Its place and the column of its input that is the event time, once the plan is optimised.
+    pub(crate) place: Option<(Place, Option<usize>)>,
+}
+
 /// Marks an aggregate whose groups live longer than a batch. Its input is the [`LogicalPlan::Aggregate`] itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct StatefulAggregate {
     pub(crate) input: LogicalPlan,
-    /// Number of the operator, from the sink towards the sources.
-    pub(crate) operator: usize,
+    pub(crate) place: Place,
     /// The event time among the keys, where there is one that counts: none in complete mode.
     pub(crate) event: Option<EventKey>,
     pub(crate) mode: OutputMode,
-    /// Whether no other stateful operator is below.
-    pub(crate) first: bool,
 }
 
 /// Wraps a node into a plan.
@@ -106,7 +129,7 @@ macro_rules! compare_by_input {
         }
     )*};
 }
-compare_by_input!(Watermark, AssignWindows, StatefulAggregate);
+compare_by_input!(Watermark, AssignWindows, Deduplicate, StatefulAggregate);
 
 impl UserDefinedLogicalNodeCore for Watermark {
     fn name(&self) -> &str {
@@ -200,6 +223,61 @@ impl UserDefinedLogicalNodeCore for AssignWindows {
     }
 }
 
+impl UserDefinedLogicalNodeCore for Deduplicate {
+    fn name(&self) -> &str {
+        "Deduplicate"
+    }
+
+    fn inputs(&self) -> Vec<&LogicalPlan> {
+        vec![&self.input]
+    }
+
+    fn schema(&self) -> &DFSchemaRef {
+        self.input.schema()
+    }
+
+    fn expressions(&self) -> Vec<Expr> {
+        self.keys.iter().chain(self.within.iter().map(|(time, _)| time)).cloned().collect()
+    }
+
+    /// A filter below would change which row is the first one.
+    fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
+        self.input.schema().fields().iter().map(|field| field.name().clone()).collect()
+    }
+
+    fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
+        write!(f, "Deduplicate: by {}", keys.join(", "))?;
+        match &self.within {
+            Some((_, delay)) => {
+                let span = std::time::Duration::from_micros(delay.unsigned_abs());
+                write!(f, ", remembered for {}", perennial_core::config::HumanDuration(span))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn with_exprs_and_inputs(&self, mut exprs: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
+        let within = match (&self.within, exprs.len() > self.keys.len()) {
+            (Some((_, delay)), true) => exprs.pop().map(|time| (time, *delay)),
+            _ => None,
+        };
+        Ok(Self { input: inputs.swap_remove(0), keys: exprs, within, place: self.place })
+    }
+
+    fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
+        let mut columns = output_columns.to_vec();
+        for expr in self.expressions() {
+            for column in expr.column_refs() {
+                columns.push(self.input.schema().index_of_column(column).ok()?);
+            }
+        }
+        columns.sort_unstable();
+        columns.dedup();
+        Some(vec![columns])
+    }
+}
+
 impl UserDefinedLogicalNodeCore for StatefulAggregate {
     fn name(&self) -> &str {
         "StatefulAggregate"
@@ -218,7 +296,7 @@ impl UserDefinedLogicalNodeCore for StatefulAggregate {
     }
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "Stateful: operator {}, {:?} mode", self.operator, self.mode)?;
+        write!(f, "Stateful: operator {}, {:?} mode", self.place.operator, self.mode)?;
         match self.event {
             Some(EventKey { span: 0, .. }) => write!(f, ", a group ends when the watermark reaches its event time"),
             Some(_) => write!(f, ", a group ends when the watermark reaches the end of its window"),

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchema, Result, ScalarValue};
+use datafusion::common::{Column, DFSchema, DataFusionError, Result, ScalarValue};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, Union, col};
 
 use super::lineage::group_exprs;
-use super::nodes::{AssignWindows, WINDOW_START, Watermark, extension};
+use super::nodes::{AssignWindows, Deduplicate, WINDOW_START, Watermark, extension};
 use crate::SourceTable;
 use crate::error::refused;
 use crate::functions::keys::GroupingKey;
@@ -48,22 +48,38 @@ pub(crate) fn integer_literals(plan: LogicalPlan) -> Result<LogicalPlan> {
     .map(|transformed| transformed.data)
 }
 
-/// Puts a [`Watermark`] above every source that has one.
+/// Puts a [`Watermark`] above every source that has one, and a [`Deduplicate`] above that.
 pub(crate) fn add_watermarks(plan: LogicalPlan, sources: &[SourceTable]) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| {
         let LogicalPlan::TableScan(scan) = &node else { return Ok(Transformed::no(node)) };
-        let source = sources.iter().find(|source| source.name == scan.table_name.table());
-        let Some((source, watermark)) = source.and_then(|s| s.watermark.as_ref().map(|w| (s, w))) else {
+        let Some(source) = sources.iter().find(|source| source.name == scan.table_name.table()) else {
             return Ok(Transformed::no(node));
         };
-        let watermark = Watermark {
-            source: source.name.clone(),
-            column: watermark.column.clone(),
-            delay: watermark.delay_micros,
-            number: None,
-            input: node,
-        };
-        Ok(Transformed::yes(extension(watermark)))
+        let mut plan = node.clone();
+        if let Some(watermark) = &source.watermark {
+            plan = extension(Watermark {
+                source: source.name.clone(),
+                column: watermark.column.clone(),
+                delay: watermark.delay_micros,
+                number: None,
+                input: plan,
+            });
+        }
+        if let Some(deduplicate) = &source.deduplicate {
+            let column = |name: &str| {
+                let (table, field) = plan.schema().qualified_field_with_unqualified_name(name)?;
+                Ok::<_, DataFusionError>(Expr::Column(Column::from((table, field))))
+            };
+            let keys = deduplicate.columns.iter().map(|name| column(name)).collect::<Result<_>>()?;
+            let within = match &source.watermark {
+                Some(watermark) if deduplicate.within_watermark => {
+                    Some((column(&watermark.column)?, watermark.delay_micros))
+                }
+                _ => None,
+            };
+            plan = extension(Deduplicate { keys, within, place: None, input: plan });
+        }
+        Ok(Transformed::yes(plan))
     })
     .map(|transformed| transformed.data)
 }

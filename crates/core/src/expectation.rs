@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, class};
+use crate::isolate::{Guilty, StreamId};
 use crate::plan::Predicate;
 
 /// What happens to a row that breaks an expectation.
@@ -177,6 +178,32 @@ impl Expectations {
 }
 
 impl Checked {
+    /// Takes out the rows that break the batch, and gives their indexes. `at` are the stream and the number in it of the first of `rows` rows.
+    /// A row that has to leave anyway is not blamed again.
+    pub fn blame<'a>(
+        &mut self,
+        guilty: &'a [Guilty],
+        (stream, first): (StreamId, u64),
+        rows: usize,
+    ) -> Result<Vec<(usize, &'a Guilty)>> {
+        let start = guilty.partition_point(|g| (g.stream, g.row) < (stream, first));
+        let here = guilty[start..].iter().take_while(|g| g.stream == stream && g.row < first + rows as u64);
+        let blamed: Vec<(usize, &Guilty)> = here
+            .map(|guilty| ((guilty.row - first) as usize, guilty))
+            .filter(|(row, _)| self.keep.as_ref().is_none_or(|keep| keep.value(*row)))
+            .collect();
+        if !blamed.is_empty() {
+            let mut innocent = vec![true; rows];
+            blamed.iter().for_each(|(row, _)| innocent[*row] = false);
+            let innocent = BooleanArray::from(innocent);
+            self.keep = Some(match &self.keep {
+                Some(keep) => and(keep, &innocent)?,
+                None => innocent,
+            });
+        }
+        Ok(blamed)
+    }
+
     /// The rows that stay.
     pub fn apply(&self, rows: RecordBatch) -> Result<RecordBatch> {
         match &self.keep {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arrow::array::RecordBatch;
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future};
@@ -12,7 +13,8 @@ use parking_lot::Mutex;
 use crate::dead_letter::{DeadLetter, Stage};
 use crate::decode::{Decoded, Decoder};
 use crate::error::{Error, Result, ResultExt, class};
-use crate::expectation::Expectations;
+use crate::expectation::{Expectations, Violation};
+use crate::isolate::{Guilty, RowSet, StreamId};
 use crate::job::SourceSpec;
 use crate::records::{Input, Position, RawRecord, RecordPosition};
 use crate::sink::RowStream;
@@ -55,6 +57,18 @@ impl Intake {
     }
 }
 
+/// Which rows of a batch an attempt takes.
+#[derive(Debug, Clone, Default)]
+pub enum Take {
+    /// All of them.
+    #[default]
+    All,
+    /// Only these, to see whether they fail. Nothing is accounted for.
+    Only(Arc<RowSet>),
+    /// All but these, which go to the dead letters.
+    Without(Arc<Vec<Guilty>>),
+}
+
 /// How the records of one source become the rows of one query.
 #[derive(Debug)]
 pub struct Gate {
@@ -89,37 +103,78 @@ impl Gate {
     /// records are counted and dead-lettered; of several readings of one source in a query one is.
     pub fn rows(
         self: &Arc<Self>,
-        blocks: InputStream,
+        (stream, blocks): (StreamId, InputStream),
         columns: &[usize],
         intake: &Arc<Intake>,
         account: bool,
+        take: &Take,
     ) -> Result<RowStream> {
         let projection = columns.iter().map(|column| self.columns.binary_search(column)).collect::<Result<Vec<_>, _>>();
         let projection = projection.map_err(|_| Error::bug("the plan asks for a column that is not decoded"))?;
-        let (gate, intake) = (self.clone(), intake.clone());
+        let (gate, intake, take) = (self.clone(), intake.clone(), take.clone());
+        let mut first = 0;
         let rows = blocks.map(move |block| {
-            let rows = gate.pass(block?, &intake, account).at(|| format!("source {}", gate.source))?;
-            Ok(rows.project(&projection)?)
+            let decoded = gate.decode(block?, account.then_some(&*intake));
+            let (decoded, position) = decoded.at(|| format!("source {}", gate.source))?;
+            let at = (stream, first);
+            first += decoded.rows.num_rows() as u64;
+            let rows = gate.pass(decoded, position.as_ref(), account.then_some(&*intake), at, &take);
+            Ok(rows.at(|| format!("source {}", gate.source))?.project(&projection)?)
         });
         Ok(rows.try_filter(|rows: &RecordBatch| future::ready(rows.num_rows() > 0)).boxed())
     }
 
-    /// Decodes a block and applies the expectations.
-    fn pass(&self, block: Input, intake: &Intake, account: bool) -> Result<RecordBatch> {
-        let (bytes, rows_position) = match &block {
+    /// How many rows a stream of blocks has.
+    pub async fn count(&self, mut blocks: InputStream) -> Result<u64> {
+        let mut rows = 0;
+        while let Some(block) = blocks.try_next().await? {
+            rows += self.decode(block, None)?.0.rows.num_rows() as u64;
+        }
+        Ok(rows)
+    }
+
+    /// Decodes a block; also gives where it came from, where it was rows already.
+    fn decode(&self, block: Input, intake: Option<&Intake>) -> Result<(Decoded, Option<Position>)> {
+        let (bytes, position) = match &block {
             Input::Records(records) => (records.byte_len(), None),
             Input::Rows(rows, position) => (rows.get_array_memory_size(), Some(position.clone())),
         };
         let decoded = self.decoder.decode(block)?;
-        let checked = self.expectations.check(&decoded.rows)?;
-        if account {
+        if let Some(intake) = intake {
             let rows = decoded.rows.num_rows() as u64;
             intake.read.fetch_add(rows + decoded.rejected.len() as u64 + decoded.dropped, Relaxed);
             intake.bytes.fetch_add(bytes as u64, Relaxed);
-            intake.dropped.fetch_add(decoded.dropped + checked.dropped, Relaxed);
+            intake.dropped.fetch_add(decoded.dropped, Relaxed);
+        }
+        Ok((decoded, position))
+    }
+
+    /// Applies the expectations and lets those rows through that are wanted. `position`: where rows came from that were no records;
+    /// `at`: the stream and the number in it of the first row.
+    fn pass(
+        &self,
+        mut decoded: Decoded,
+        position: Option<&Position>,
+        intake: Option<&Intake>,
+        at: (StreamId, u64),
+        take: &Take,
+    ) -> Result<RecordBatch> {
+        if let Take::Only(wanted) = take {
+            let Some(wanted) = wanted.among(at.0, at.1, decoded.rows.num_rows()) else {
+                return Ok(decoded.rows.slice(0, 0));
+            };
+            decoded.rows = filter_record_batch(&decoded.rows, &wanted)?;
+        }
+        let mut checked = self.expectations.check(&decoded.rows)?;
+        let blamed = match take {
+            Take::Without(guilty) => checked.blame(guilty, at, decoded.rows.num_rows())?,
+            Take::All | Take::Only(_) => Vec::new(),
+        };
+        if let Some(intake) = intake {
+            intake.dropped.fetch_add(checked.dropped, Relaxed);
             intake.warned.fetch_add(checked.warned, Relaxed);
-            if !decoded.rejected.is_empty() || !checked.violations.is_empty() {
-                let letters = self.letters(&decoded, &checked.violations, rows_position.as_ref())?;
+            if !decoded.rejected.is_empty() || !checked.violations.is_empty() || !blamed.is_empty() {
+                let letters = self.letters(&decoded, &checked.violations, &blamed, position)?;
                 intake.letters.lock().extend(letters);
             }
         }
@@ -129,7 +184,8 @@ impl Gate {
     fn letters(
         &self,
         decoded: &Decoded,
-        violations: &[crate::expectation::Violation],
+        violations: &[Violation],
+        blamed: &[(usize, &Guilty)],
         rows_position: Option<&Position>,
     ) -> Result<Vec<DeadLetter>> {
         let block = decoded.origin.block.as_deref();
@@ -137,7 +193,11 @@ impl Gate {
             let found = block.and_then(|block| block.record(record));
             found.ok_or_else(|| Error::bug(format!("record {record} is not in its block")))
         };
-        let mut letters = Vec::with_capacity(decoded.rejected.len() + violations.len());
+        let of_row = |row| match rows_position {
+            Some(position) => row_as_record(&decoded.rows, row, position),
+            None => raw(decoded.origin.record_of(row)),
+        };
+        let mut letters = Vec::with_capacity(decoded.rejected.len() + violations.len() + blamed.len());
         for rejected in &decoded.rejected {
             letters.push(DeadLetter {
                 source: self.source.clone(),
@@ -149,17 +209,23 @@ impl Gate {
             });
         }
         for violation in violations {
-            let record = match rows_position {
-                Some(position) => row_as_record(&decoded.rows, violation.row, position)?,
-                None => raw(decoded.origin.record_of(violation.row))?,
-            };
             letters.push(DeadLetter {
                 source: self.source.clone(),
-                record,
+                record: of_row(violation.row)?,
                 stage: Stage::Expectation,
                 class: class::EXPECTATION_FAILED,
                 message: format!("the record breaks: {}", violation.rules.join(", ")),
                 rules: violation.rules.clone(),
+            });
+        }
+        for (row, guilty) in blamed {
+            letters.push(DeadLetter {
+                source: self.source.clone(),
+                record: of_row(*row)?,
+                stage: Stage::Execute,
+                class: guilty.error.class(),
+                message: guilty.error.to_string(),
+                rules: Vec::new(),
             });
         }
         Ok(letters)

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::dead_letter::DeadLetters;
 use crate::decode::Decoder;
@@ -46,6 +48,17 @@ pub struct SourceSpec {
     pub expectations: Expectations,
 }
 
+/// What happens when an expression of a query fails on a row: a cast, an overflow, a division by zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// The query stops, as in Spark.
+    #[default]
+    Fail,
+    /// Exactly that row goes to the dead letters, whole, and the rest of the batch is processed.
+    DeadLetter,
+}
+
 /// A query of a job.
 #[derive(Clone)]
 pub struct QuerySpec {
@@ -61,6 +74,8 @@ pub struct QuerySpec {
     pub output_mode: OutputMode,
     /// How several watermarks become one.
     pub watermark_policy: WatermarkPolicy,
+    /// What happens to rows on which an expression fails.
+    pub on_error: OnError,
 }
 
 impl QuerySpec {

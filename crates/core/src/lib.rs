@@ -14,6 +14,7 @@ pub mod error;
 pub mod expectation;
 pub mod guarantee;
 pub mod intake;
+pub mod isolate;
 pub mod job;
 pub mod offset;
 pub mod plan;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::TryStreamExt;
+use futures::future::{self, try_join_all};
 use serde_json::{Map, json};
 
 use crate::checkpoint::{
@@ -13,13 +14,14 @@ use crate::dead_letter::LetterBatch;
 use crate::env::Env;
 use crate::error::{Error, Result, ResultExt, class};
 use crate::guarantee;
-use crate::intake::{Gate, Intake};
-use crate::job::{JobSpec, QuerySpec, Trigger};
+use crate::intake::{Gate, Intake, Take};
+use crate::isolate::{Guilty, RowSet, Search};
+use crate::job::{JobSpec, OnError, QuerySpec, Trigger};
 use crate::offset::{Offset, OffsetRange};
-use crate::plan::{BatchInfo, PlanOutcome};
+use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
-use crate::source::{Lag, ReadLimit, Source, SourceContext};
+use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
 use crate::state::{StateOptions, StateRef, StateStore};
 use crate::watermark::Watermarks;
 
@@ -91,6 +93,13 @@ struct Planned {
     late_watermark_ms: i64,
     /// An earlier attempt may have left traces.
     again: bool,
+}
+
+/// A batch whose rows are written and whose state is not staged yet.
+struct Processed {
+    intake: Arc<Intake>,
+    outcome: PlanOutcome,
+    written: Written,
 }
 
 struct Executed {
@@ -257,23 +266,7 @@ impl Query {
         self.log.write_offsets(batch.id, &batch.entry).await?;
         phases.log_offsets = watch.lap();
 
-        let intake = Arc::new(Intake::default());
-        let inputs = self.read(batch, &intake).await?;
-        let info = BatchInfo {
-            id: batch.id,
-            timestamp_ms: batch.entry.timestamp_ms,
-            watermark_ms: batch.entry.watermark_ms,
-            late_watermark_ms: batch.late_watermark_ms,
-        };
-        let execution = self.spec.plan.execute(info, inputs, self.state.partitions()).await?;
-        let sink_batch = SinkBatch {
-            id: batch.id,
-            epoch: self.log.epoch(),
-            timestamp_ms: batch.entry.timestamp_ms,
-            again: batch.again,
-        };
-        let written = self.sink.write(&sink_batch, execution.rows).await.at(|| "sink".into())?;
-        let outcome = (execution.outcome)()?;
+        let Processed { intake, outcome, written } = self.process(batch).await?;
         phases.execute = watch.lap();
 
         let state = match self.spec.plan.state() {
@@ -327,6 +320,68 @@ impl Query {
         };
         let commit = CommitEntry { next_watermark_ms, perennial: Some(details) };
         Ok(Executed { planned: batch.clone(), commit, report: Box::new(report) })
+    }
+
+    /// From the sources to the sink. Rows on which an expression fails are left aside where the job file says so.
+    async fn process(&mut self, batch: &Planned) -> Result<Processed> {
+        match self.attempt(batch, &Take::All, batch.again).await {
+            Err(error) if error.class() == class::EXPRESSION_FAILED && self.spec.on_error == OnError::DeadLetter => {
+                let guilty = Arc::new(self.isolate(batch, error).await?);
+                tracing::warn!(query = %self.spec.name, batch = batch.id, rows = guilty.len(), "rows on which an expression fails go to the dead letters");
+                self.attempt(batch, &Take::Without(guilty), true).await
+            }
+            result => result,
+        }
+    }
+
+    async fn attempt(&self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
+        let (intake, execution) = self.begin(batch, take).await?;
+        let sink_batch =
+            SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again };
+        let written = self.sink.write(&sink_batch, execution.rows).await?;
+        Ok(Processed { intake, outcome: (execution.outcome)()?, written })
+    }
+
+    /// The rows of a batch, running.
+    async fn begin(&self, batch: &Planned, take: &Take) -> Result<(Arc<Intake>, Execution)> {
+        let intake = Arc::new(Intake::default());
+        let inputs = self.read(batch, &intake, take).await?;
+        let info = BatchInfo {
+            id: batch.id,
+            timestamp_ms: batch.entry.timestamp_ms,
+            watermark_ms: batch.entry.watermark_ms,
+            late_watermark_ms: batch.late_watermark_ms,
+        };
+        let execution = self.spec.plan.execute(info, inputs, self.state.partitions()).await?;
+        Ok((intake, execution))
+    }
+
+    /// Finds the rows on which the plan fails. Gives the error back where it is not the fault of single rows.
+    async fn isolate(&mut self, batch: &Planned, error: Error) -> Result<Vec<Guilty>> {
+        let mut rows = RowSet::default();
+        for (number, open) in self.sources.iter().enumerate() {
+            for (stream, blocks) in self.streams(batch, number).await?.into_iter().enumerate() {
+                rows.push((number, stream), 0..open.gate.count(blocks).await?);
+            }
+        }
+        let message = error.to_string();
+        let mut search = Search::new(rows, error);
+        self.state.abort();
+        while let Some(rows) = search.next() {
+            let tried = self.try_rows(batch, rows).await;
+            self.state.abort();
+            match tried {
+                Err(error) if error.class() != class::EXPRESSION_FAILED => return Err(error),
+                tried => search.tell(tried),
+            }
+        }
+        search.guilty().ok_or_else(|| Error::new(class::EXPRESSION_FAILED, message))
+    }
+
+    /// Runs the plan over some rows, for nothing but whether it fails.
+    async fn try_rows(&self, batch: &Planned, rows: RowSet) -> Result<()> {
+        let (_, execution) = self.begin(batch, &Take::Only(Arc::new(rows))).await?;
+        execution.rows.try_for_each(|_| future::ready(Ok(()))).await
     }
 
     /// Commits a batch of which all else is durable, and moves on. A commit whose answer got lost is written again, not the batch.
@@ -409,7 +464,7 @@ impl Query {
     }
 
     /// Opens the streams of rows, one list per input of the plan. Nothing is read before the plan asks for it.
-    async fn read(&self, batch: &Planned, intake: &Arc<Intake>) -> Result<Vec<Vec<RowStream>>> {
+    async fn read(&self, batch: &Planned, intake: &Arc<Intake>, take: &Take) -> Result<Vec<Vec<RowStream>>> {
         let mut inputs = Vec::new();
         let mut accounted = vec![false; self.sources.len()];
         for input in self.spec.plan.inputs() {
@@ -420,21 +475,24 @@ impl Query {
                 .find(|(_, open)| open.name == input.source)
                 .ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
             let account = !std::mem::replace(&mut accounted[index], true);
-            let Some(end) = batch.entry.offsets.get(index).cloned().flatten() else {
-                inputs.push(Vec::new());
-                continue;
-            };
-            let range = OffsetRange { start: batch.starts.get(index).cloned().flatten(), end };
-            if range.is_empty() {
-                inputs.push(Vec::new());
-                continue;
-            }
-            let place = || format!("source {}", open.name);
-            let streams = open.source.read(&range, self.spec.plan.parallelism()).await.at(place)?;
-            let rows = streams.into_iter().map(|blocks| open.gate.rows(blocks, &input.columns, intake, account));
+            let streams = self.streams(batch, index).await?.into_iter().enumerate();
+            let rows = streams.map(|(stream, blocks)| {
+                open.gate.rows(((index, stream), blocks), &input.columns, intake, account, take)
+            });
             inputs.push(rows.collect::<Result<_>>()?);
         }
         Ok(inputs)
+    }
+
+    /// Opens the streams of blocks of one source: what the batch reads of it.
+    async fn streams(&self, batch: &Planned, source: usize) -> Result<Vec<InputStream>> {
+        let open = &self.sources[source];
+        let Some(end) = batch.entry.offsets.get(source).cloned().flatten() else { return Ok(Vec::new()) };
+        let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        open.source.read(&range, self.spec.plan.parallelism()).await.at(|| format!("source {}", open.name))
     }
 
     /// Closes the accounts of a batch. A sum that does not close is a bug worth an alarm, not worth a stop: the rows are right where

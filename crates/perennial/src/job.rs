@@ -12,6 +12,7 @@ use perennial_connectors::format::Format;
 use perennial_core::config::HumanDuration;
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
+use perennial_core::job::OnError;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
@@ -119,6 +120,8 @@ pub struct JobQuery {
     pub sql: String,
     /// Which rows a batch writes.
     pub output_mode: OutputMode,
+    /// What happens to rows on which an expression fails.
+    pub on_error: OnError,
     /// What kind of sink it has, for people.
     pub sink_name: String,
     /// What opens its sink.
@@ -128,13 +131,26 @@ pub struct JobQuery {
 impl JobQuery {
     /// A query in append mode.
     pub fn new(sql: impl Into<String>, sink: impl SinkFactory + 'static) -> Self {
-        Self { sql: sql.into(), output_mode: OutputMode::Append, sink_name: "custom".into(), sink: Arc::new(sink) }
+        Self {
+            sql: sql.into(),
+            output_mode: OutputMode::Append,
+            on_error: OnError::default(),
+            sink_name: "custom".into(),
+            sink: Arc::new(sink),
+        }
     }
 
     /// Which rows a batch writes.
     #[must_use]
     pub fn output_mode(mut self, mode: OutputMode) -> Self {
         self.output_mode = mode;
+        self
+    }
+
+    /// What happens to rows on which an expression fails.
+    #[must_use]
+    pub fn on_error(mut self, on_error: OnError) -> Self {
+        self.on_error = on_error;
         self
     }
 }
@@ -488,6 +504,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             JobQuery {
                 sql: query.sql.clone(),
                 output_mode: query.output_mode,
+                on_error: query.on_error,
                 sink_name: query.sink.name().into(),
                 sink: query.sink.factory(),
             },

@@ -95,6 +95,7 @@ async fn plan_query(
         sink: query.sink.clone(),
         output_mode: query.output_mode,
         watermark_policy: Default::default(),
+        on_error: query.on_error,
     })
 }
 

@@ -77,6 +77,7 @@ impl World {
             sink: Arc::new(self.sink.clone()),
             output_mode: OutputMode::Append,
             watermark_policy: Default::default(),
+            on_error: Default::default(),
         };
         let letters: Arc<dyn ObjectStore> = letters;
         JobSpec {

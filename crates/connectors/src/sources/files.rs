@@ -175,6 +175,13 @@ impl Source for Files {
         let mut log = self.locked().await?;
         log.expect_up_to(LogOffset::next(start)?)?;
         let files = self.new_files(&log).await?;
+        let (unsettled, settle) = (self.listing.unsettled(), self.settings.settle);
+        if unsettled > 0 {
+            let path = &self.settings.path;
+            tracing::info!(
+                "{unsettled} files in {path} changed within the last {settle} (`settle`) and are left for the next run"
+            );
+        }
         let mut rest = &files[..];
         while !rest.is_empty() {
             let (batch, behind) = rest.split_at(self.batch_len(rest, &ReadLimit::default()));

@@ -24,6 +24,7 @@ use perennial_connectors::registry::{SinkConfig, SourceConfig};
 use perennial_core::config::HumanDuration;
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
+use perennial_core::job::OnError;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -160,6 +161,10 @@ pub struct QuerySettings {
     /// whole result each time.
     #[serde(default)]
     pub output_mode: OutputMode,
+    /// What happens when an expression fails on a row (a cast, an overflow, a division by zero): `fail` stops the query, as Spark does;
+    /// `dead_letter` sends exactly that row, whole, to the dead letters and processes the rest.
+    #[serde(default)]
+    pub on_error: OnError,
     /// Where the result goes: the name of a sink with its settings.
     pub sink: SinkConfig,
 }

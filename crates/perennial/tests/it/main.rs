@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod cli;
+mod on_error;
 #[cfg(feature = "kafka")]
 mod recovery;
 mod support;

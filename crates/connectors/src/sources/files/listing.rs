@@ -74,6 +74,11 @@ impl Listing {
         Ok(found)
     }
 
+    /// How many files the last look found that may still be written.
+    pub(super) fn unsettled(&self) -> usize {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn is_glob(&self) -> bool {
         is_glob(self.path.as_os_str())
     }

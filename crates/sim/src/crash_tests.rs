@@ -201,7 +201,7 @@ async fn a_sink_that_fails_gets_the_same_batch_again() {
             assert_eq!(world.sink.target.lock().offered_again, u64::from(committed));
             let failures = world.seen.failures.lock();
             assert_eq!(failures.len(), 1);
-            assert!(failures[0].contains("sink: the simulated sink went away -> Retry"), "{failures:?}");
+            assert!(failures[0].contains("the simulated sink went away -> Retry"), "{failures:?}");
         }
     }
 }

@@ -53,10 +53,12 @@ impl Computed {
     }
 }
 
-/// Computes the guarantee of a query from how its sources replay, whether its plan is deterministic and how its sink writes.
+/// Computes the guarantee of a query from how its sources replay, whether its plan is deterministic, which of its static tables may have
+/// changed when a batch runs again, and how its sink writes.
 pub fn compute<'a>(
     sources: impl IntoIterator<Item = (&'a str, Replay)>,
     deterministic: bool,
+    changing_tables: impl IntoIterator<Item = &'a str>,
     sink: (&str, Delivery),
     output_mode: OutputMode,
 ) -> Computed {
@@ -76,8 +78,16 @@ pub fn compute<'a>(
     let (name, delivery) = sink;
     match delivery {
         Delivery::IdempotentByBatch => {}
-        Delivery::IdempotentByKey if deterministic => {}
         // A keyed sink only overwrites rows that come again with the same key.
+        Delivery::IdempotentByKey if deterministic => {
+            parts.extend(changing_tables.into_iter().next().map(|table| {
+                let weakest = format!(
+                    "sink {name} overwrites by key, and table {table} may have changed when a batch runs again, which may then give \
+                     other keys; `refresh: never` is for a table that does not change"
+                );
+                (Guarantee::AtLeastOnce, weakest)
+            }));
+        }
         Delivery::IdempotentByKey => parts.push((
             Guarantee::AtLeastOnce,
             format!("sink {name} overwrites by key, and the query is not deterministic: a batch that runs again may give other keys"),
@@ -102,18 +112,20 @@ mod tests {
     fn the_weakest_part_decides() {
         use Delivery as D;
         use Guarantee::*;
-        for (replays, deterministic, delivery, expected, named) in [
-            (vec![Replay::Exact, Replay::Exact], true, D::IdempotentByBatch, ExactlyOnce, None),
-            (vec![Replay::Exact], false, D::IdempotentByBatch, ExactlyOnce, None),
-            (vec![Replay::Exact], true, D::IdempotentByKey, ExactlyOnce, None),
-            (vec![Replay::Exact], false, D::IdempotentByKey, AtLeastOnce, Some("not deterministic")),
-            (vec![Replay::Exact], true, D::Append, AtLeastOnce, Some("sink out")),
-            (vec![Replay::Exact, Replay::AtLeastOnce], true, D::IdempotentByBatch, AtLeastOnce, Some("source s1")),
-            (vec![Replay::AtLeastOnce, Replay::Lost], true, D::Append, AtMostOnce, Some("source s1")),
+        for (replays, deterministic, tables, delivery, expected, named) in [
+            (vec![Replay::Exact, Replay::Exact], true, vec![], D::IdempotentByBatch, ExactlyOnce, None),
+            (vec![Replay::Exact], false, vec![], D::IdempotentByBatch, ExactlyOnce, None),
+            (vec![Replay::Exact], true, vec![], D::IdempotentByKey, ExactlyOnce, None),
+            (vec![Replay::Exact], false, vec![], D::IdempotentByKey, AtLeastOnce, Some("not deterministic")),
+            (vec![Replay::Exact], true, vec!["t"], D::IdempotentByKey, AtLeastOnce, Some("table t may have changed")),
+            (vec![Replay::Exact], true, vec!["t"], D::IdempotentByBatch, ExactlyOnce, None),
+            (vec![Replay::Exact], true, vec![], D::Append, AtLeastOnce, Some("sink out")),
+            (vec![Replay::Exact, Replay::AtLeastOnce], true, vec![], D::IdempotentByBatch, AtLeastOnce, Some("source s1")),
+            (vec![Replay::AtLeastOnce, Replay::Lost], true, vec![], D::Append, AtMostOnce, Some("source s1")),
         ] {
             let names = ["s0", "s1"];
             let computed =
-                compute(names.into_iter().zip(replays), deterministic, ("out", delivery), OutputMode::Append);
+                compute(names.into_iter().zip(replays), deterministic, tables, ("out", delivery), OutputMode::Append);
             assert_eq!(computed.guarantee, expected);
             match named {
                 None => assert_eq!(computed.weakest, None),

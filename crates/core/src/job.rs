@@ -19,7 +19,8 @@ use crate::policy::{BreakerPolicy, RetryPolicy};
 use crate::progress::Observer;
 use crate::sink::{OutputMode, SinkFactory};
 use crate::source::SourceFactory;
-use crate::watermark::WatermarkPolicy;
+use crate::table::{OpenTable, Refresh, TableSpec};
+use crate::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 
 /// When the next batch begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct QuerySpec {
     pub plan: Arc<dyn QueryPlan>,
     /// The sources that the plan reads, each once, in the order of its inputs.
     pub sources: Vec<SourceSpec>,
+    /// The static tables that the plan reads, each once.
+    pub tables: Vec<TableSpec>,
     /// Where rows go.
     pub sink: Arc<dyn SinkFactory>,
     /// Which rows.
@@ -76,6 +79,10 @@ pub struct QuerySpec {
     pub watermark_policy: WatermarkPolicy,
     /// What happens to rows on which an expression fails.
     pub on_error: OnError,
+    /// What a restart does to the watermarks of the inputs.
+    pub watermark_after_restart: WatermarkAfterRestart,
+    /// Whether a batch without data follows one that moved the watermark, where the plan can make use of it.
+    pub no_data_batches: bool,
 }
 
 impl QuerySpec {
@@ -86,6 +93,20 @@ impl QuerySpec {
             Ok(Arc::new(Gate::new(source, appearances.flat_map(|input| input.columns.iter().copied()))?))
         };
         self.sources.iter().map(gate).collect()
+    }
+
+    /// Opens the static tables.
+    pub fn open_tables(&self, env: &Env, job: &str) -> Result<Vec<OpenTable>> {
+        let open = |table: &TableSpec| {
+            let appearances = self.plan.inputs().iter().filter(|input| input.is_static && input.source == table.name);
+            table.open(env, job, &self.name, appearances)
+        };
+        self.tables.iter().map(open).collect()
+    }
+
+    /// The tables that may have other rows when a batch is run again.
+    pub fn changing_tables(&self) -> impl Iterator<Item = &str> {
+        self.tables.iter().filter(|table| table.refresh != Refresh::Never).map(|table| table.name.as_str())
     }
 }
 

@@ -27,6 +27,7 @@ pub mod source;
 pub mod state;
 pub mod status;
 pub mod supervisor;
+pub mod table;
 pub mod watermark;
 
 pub use error::{Error, ErrorKind, Result};

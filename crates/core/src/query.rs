@@ -23,7 +23,8 @@ use crate::progress::{BatchReport, Phases};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
 use crate::state::{StateOptions, StateRef, StateStore};
-use crate::watermark::Watermarks;
+use crate::table::OpenTable;
+use crate::watermark::{WatermarkAfterRestart, Watermarks};
 
 /// How often a query asks its sources for their lag, which may cost a round trip.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,6 +46,7 @@ pub struct Query {
     dead_letters: Arc<dyn crate::dead_letter::DeadLetters>,
     log: CheckpointLog,
     sources: Vec<OpenSource>,
+    tables: Vec<OpenTable>,
     sink: Box<dyn Sink>,
     state: StateStore,
     watermarks: Watermarks,
@@ -123,6 +125,7 @@ impl Query {
 
         let gates = spec.gates()?;
         let sources = open_sources(job, spec, &log, &gates)?;
+        let tables = spec.open_tables(&env, &job.name)?;
         let sink = spec
             .sink
             .open(SinkContext {
@@ -151,7 +154,10 @@ impl Query {
             belongs(spec, &offsets, &plan_digest)?;
             let commit = log.read_commit(last).await?;
             watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
-            let inputs = commit.perennial.as_ref().map_or(&[][..], |p| &p.input_watermarks);
+            let inputs = match (&commit.perennial, spec.watermark_after_restart) {
+                (Some(details), WatermarkAfterRestart::Keep) => &details.input_watermarks[..],
+                _ => &[],
+            };
             watermarks.restore(commit.next_watermark_ms.max(offsets.watermark_ms), inputs);
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
@@ -202,6 +208,7 @@ impl Query {
             dead_letters: job.dead_letters.clone(),
             log,
             sources,
+            tables,
             sink,
             state,
             watermarks,
@@ -266,6 +273,7 @@ impl Query {
         self.log.write_offsets(batch.id, &batch.entry).await?;
         phases.log_offsets = watch.lap();
 
+        self.refresh_tables(batch.id).await?;
         let Processed { intake, outcome, written } = self.process(batch).await?;
         phases.execute = watch.lap();
 
@@ -436,7 +444,7 @@ impl Query {
             }
         });
         let offsets = try_join_all(latest).await?;
-        let no_data = self.watermark_moved && self.spec.plan.wants_no_data_batch();
+        let no_data = self.watermark_moved && self.spec.no_data_batches && self.spec.plan.wants_no_data_batch();
         if offsets == self.ends && !no_data {
             return Ok(None);
         }
@@ -463,11 +471,24 @@ impl Query {
         }))
     }
 
+    /// Reads those static tables again whose rows are no longer good.
+    async fn refresh_tables(&mut self, batch: BatchId) -> Result<()> {
+        let now = self.env.clock.monotonic();
+        try_join_all(self.tables.iter_mut().map(|table| table.refresh(batch, now))).await?;
+        Ok(())
+    }
+
     /// Opens the streams of rows, one list per input of the plan. Nothing is read before the plan asks for it.
     async fn read(&self, batch: &Planned, intake: &Arc<Intake>, take: &Take) -> Result<Vec<Vec<RowStream>>> {
         let mut inputs = Vec::new();
         let mut accounted = vec![false; self.sources.len()];
         for input in self.spec.plan.inputs() {
+            if input.is_static {
+                let table = self.tables.iter().find(|table| table.name() == input.source);
+                let table = table.ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
+                inputs.push(vec![table.rows(&input.columns)?]);
+                continue;
+            }
             let (index, open) = self
                 .sources
                 .iter()
@@ -615,7 +636,8 @@ fn open_sources(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog, gates: &[A
 fn demand(job: &JobSpec, spec: &QuerySpec, sources: &[OpenSource], sink: &dyn Sink) -> Result<()> {
     let replays = sources.iter().map(|open| (open.name.as_str(), open.source.replay()));
     let sink = (spec.name.as_str(), sink.delivery());
-    let computed = guarantee::compute(replays, spec.plan.deterministic(), sink, spec.output_mode);
+    let computed =
+        guarantee::compute(replays, spec.plan.deterministic(), spec.changing_tables(), sink, spec.output_mode);
     computed.demand(job.guarantee)
 }
 

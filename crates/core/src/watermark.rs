@@ -17,6 +17,17 @@ pub enum WatermarkPolicy {
     Max,
 }
 
+/// What a restart does to the watermarks of the single inputs. The query's own watermark always survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WatermarkAfterRestart {
+    /// They are kept, so that a restart changes no result.
+    #[default]
+    Keep,
+    /// They are forgotten, as Spark does: with several sources the watermark waits until each of them has spoken again.
+    Spark,
+}
+
 /// The watermarks of a query's inputs and the one that follows from them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watermarks {

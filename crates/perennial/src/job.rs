@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::logical_expr::ScalarUDF;
 use perennial_connectors::format::Format;
 use perennial_core::config::HumanDuration;
@@ -16,9 +16,11 @@ use perennial_core::job::OnError;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
+use perennial_core::table::{Refresh, TableFactory};
+use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 
 use crate::job_file::{
-    self, DeadLetterSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile,
+    self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile,
     Lookup, Origin, Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
 };
 
@@ -31,6 +33,8 @@ pub struct Job {
     pub version: String,
     /// Sources by name.
     pub sources: BTreeMap<String, JobSource>,
+    /// Static tables by name.
+    pub tables: BTreeMap<String, JobTable>,
     /// Queries by name.
     pub queries: BTreeMap<String, JobQuery>,
     /// Scalar functions beside the built-in ones.
@@ -73,6 +77,8 @@ pub struct JobSource {
     pub schema: SchemaRef,
     /// Event time. The column is a top-level column of the schema, in the schema's own spelling.
     pub watermark: Option<WatermarkSettings>,
+    /// Which records are duplicates. The columns are top-level columns of the schema, in the schema's own spelling.
+    pub deduplicate: Option<DeduplicateSettings>,
     /// Rules for its records, by name.
     pub expectations: BTreeMap<String, ExpectationSettings>,
 }
@@ -87,6 +93,7 @@ impl JobSource {
             format: Format::default(),
             schema,
             watermark: None,
+            deduplicate: None,
             expectations: BTreeMap::new(),
         }
     }
@@ -105,10 +112,64 @@ impl JobSource {
         self
     }
 
+    /// Drops records whose values in these columns came before. `within_watermark`: as Spark's `dropDuplicatesWithinWatermark`.
+    #[must_use]
+    pub fn deduplicate(
+        mut self,
+        columns: impl IntoIterator<Item = impl Into<String>>,
+        within_watermark: bool,
+    ) -> Self {
+        let columns = columns.into_iter().map(Into::into).collect();
+        self.deduplicate = Some(DeduplicateSettings { columns, within_watermark });
+        self
+    }
+
     /// A rule for its records: a Spark SQL condition.
     #[must_use]
     pub fn expect(mut self, name: impl Into<String>, check: impl Into<String>, on_violation: OnViolation) -> Self {
         self.expectations.insert(name.into(), ExpectationSettings { check: check.into(), on_violation });
+        self
+    }
+}
+
+/// A static table of a job: bounded, and read whole.
+#[derive(Debug, Clone)]
+pub struct JobTable {
+    /// What kind of table it is, for people.
+    pub connector: String,
+    /// What opens it, once per query.
+    pub factory: Arc<dyn TableFactory>,
+    /// How its raw records are decoded, where it has raw records.
+    pub format: Format,
+    /// Its columns.
+    pub schema: SchemaRef,
+    /// When it is read anew.
+    pub refresh: Refresh,
+}
+
+impl JobTable {
+    /// A table with columns that is read for every batch.
+    pub fn new(factory: impl TableFactory + 'static, schema: SchemaRef) -> Self {
+        Self {
+            connector: "custom".into(),
+            factory: Arc::new(factory),
+            format: Format::default(),
+            schema,
+            refresh: Refresh::default(),
+        }
+    }
+
+    /// How raw records are decoded.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
+    /// When it is read anew.
+    #[must_use]
+    pub fn refresh(mut self, refresh: Refresh) -> Self {
+        self.refresh = refresh;
         self
     }
 }
@@ -122,6 +183,12 @@ pub struct JobQuery {
     pub output_mode: OutputMode,
     /// What happens to rows on which an expression fails.
     pub on_error: OnError,
+    /// How the watermarks of several sources become one.
+    pub watermark_policy: WatermarkPolicy,
+    /// What a restart does to the watermarks of the single sources.
+    pub watermark_after_restart: WatermarkAfterRestart,
+    /// Whether a batch without data follows a batch that moved the watermark.
+    pub no_data_batches: bool,
     /// What kind of sink it has, for people.
     pub sink_name: String,
     /// What opens its sink.
@@ -135,6 +202,9 @@ impl JobQuery {
             sql: sql.into(),
             output_mode: OutputMode::Append,
             on_error: OnError::default(),
+            watermark_policy: WatermarkPolicy::default(),
+            watermark_after_restart: WatermarkAfterRestart::default(),
+            no_data_batches: true,
             sink_name: "custom".into(),
             sink: Arc::new(sink),
         }
@@ -153,6 +223,27 @@ impl JobQuery {
         self.on_error = on_error;
         self
     }
+
+    /// How the watermarks of several sources become one.
+    #[must_use]
+    pub fn watermark_policy(mut self, policy: WatermarkPolicy) -> Self {
+        self.watermark_policy = policy;
+        self
+    }
+
+    /// What a restart does to the watermarks of the single sources.
+    #[must_use]
+    pub fn watermark_after_restart(mut self, choice: WatermarkAfterRestart) -> Self {
+        self.watermark_after_restart = choice;
+        self
+    }
+
+    /// Whether a batch without data follows a batch that moved the watermark.
+    #[must_use]
+    pub fn no_data_batches(mut self, enabled: bool) -> Self {
+        self.no_data_batches = enabled;
+        self
+    }
 }
 
 impl Job {
@@ -163,6 +254,7 @@ impl Job {
             job: Self {
                 version: "1.0".into(),
                 sources: BTreeMap::new(),
+                tables: BTreeMap::new(),
                 queries: BTreeMap::new(),
                 functions: Vec::new(),
                 trigger: Trigger::default(),
@@ -233,6 +325,14 @@ impl Job {
         for (name, source) in &self.sources {
             source.problems(name, &format!("sources.{name}"), &mut found);
         }
+        for (name, table) in &self.tables {
+            let path = format!("tables.{name}");
+            table_name(name, "table", &path, &mut found);
+            found.check(!self.sources.contains_key(name), &path, || {
+                (format!("`{name}` is a source, too"), "sources and tables are tables in SQL: give one of them another name")
+            });
+            columns(&table.schema, &path, &mut found);
+        }
         for (name, query) in &self.queries {
             found.check(file_name(name), &format!("queries.{name}"), || {
                 let help =
@@ -288,33 +388,29 @@ impl Job {
 
 impl JobSource {
     fn problems(&self, name: &str, path: &str, found: &mut Problems) {
-        found.check(is_identifier(name), path, || {
-            let help = "letters, digits and `_`, not a digit first: it is a table name in SQL";
-            (format!("`{name}` is not a name for a source"), help)
-        });
-        found.check(!self.schema.fields().is_empty(), &format!("{path}.schema"), || {
-            ("the schema has no columns".into(), "for example `id BIGINT NOT NULL, event_time TIMESTAMP`")
-        });
+        table_name(name, "source", path, found);
+        columns(&self.schema, path, found);
         if let Some(watermark) = &self.watermark {
             let column_path = format!("{path}.watermark.column");
-            let columns = || self.schema.fields().iter().map(|field| field.name().as_str());
-            match self.schema.field_with_name(&watermark.column) {
-                Ok(field) => found.check(matches!(field.data_type(), DataType::Timestamp(..)), &column_path, || {
+            if let Some(field) = self.column(&watermark.column, &column_path, found) {
+                found.check(matches!(field.data_type(), DataType::Timestamp(..)), &column_path, || {
                     let message = format!("the column `{}` is no TIMESTAMP, and event time is one", watermark.column);
                     (message, "give the column that type in the schema")
-                }),
-                Err(_) => {
-                    let help = match nearest(&watermark.column, columns()) {
-                        Some(near) => format!(
-                            "did you mean `{near}`? the schema has: {}",
-                            columns().collect::<Vec<_>>().join(", ")
-                        ),
-                        None => format!("the schema has: {}", columns().collect::<Vec<_>>().join(", ")),
-                    };
-                    let message = format!("the schema has no column `{}`", watermark.column);
-                    found.0.push(Problem { at: None, path: column_path, message, help: Some(help) });
-                }
+                });
             }
+        }
+        if let Some(deduplicate) = &self.deduplicate {
+            let path = format!("{path}.deduplicate");
+            let columns_path = format!("{path}.columns");
+            found.check(!deduplicate.columns.is_empty(), &columns_path, || {
+                ("there are no columns to tell duplicates by".into(), "name at least one")
+            });
+            for column in &deduplicate.columns {
+                self.column(column, &columns_path, found);
+            }
+            found.check(!deduplicate.within_watermark || self.watermark.is_some(), &path, || {
+                ("without a watermark nothing is within it".into(), "give the source a `watermark`")
+            });
         }
         for (name, expectation) in &self.expectations {
             let path = format!("{path}.expectations.{name}");
@@ -327,6 +423,38 @@ impl JobSource {
             });
         }
     }
+}
+
+impl JobSource {
+    /// The column of this name; where there is none, that is a problem of the setting at `path`.
+    fn column(&self, name: &str, path: &str, found: &mut Problems) -> Option<&Field> {
+        let columns = || self.schema.fields().iter().map(|field| field.name().as_str());
+        let column = self.schema.field_with_name(name).ok();
+        if column.is_none() {
+            let all = columns().collect::<Vec<_>>().join(", ");
+            let help = match nearest(name, columns()) {
+                Some(near) => format!("did you mean `{near}`? the schema has: {all}"),
+                None => format!("the schema has: {all}"),
+            };
+            let message = format!("the schema has no column `{name}`");
+            found.0.push(Problem { at: None, path: path.to_owned(), message, help: Some(help) });
+        }
+        column
+    }
+}
+
+/// What is wrong with the name of a source or table.
+fn table_name(name: &str, what: &str, path: &str, found: &mut Problems) {
+    found.check(is_identifier(name), path, || {
+        let help = "letters, digits and `_`, not a digit first: it is a table name in SQL";
+        (format!("`{name}` is not a name for a {what}"), help)
+    });
+}
+
+fn columns(schema: &SchemaRef, path: &str, found: &mut Problems) {
+    found.check(!schema.fields().is_empty(), &format!("{path}.schema"), || {
+        ("the schema has no columns".into(), "for example `id BIGINT NOT NULL, event_time TIMESTAMP`")
+    });
 }
 
 #[derive(Default)]
@@ -384,6 +512,15 @@ impl JobBuilder {
         let name = name.into();
         self.once(!self.job.sources.contains_key(&name), format!("sources.{name}"));
         self.job.sources.insert(name, source);
+        self
+    }
+
+    /// Adds a static table. The name is the table name in SQL.
+    #[must_use]
+    pub fn table(mut self, name: impl Into<String>, table: JobTable) -> Self {
+        let name = name.into();
+        self.once(!self.job.tables.contains_key(&name), format!("tables.{name}"));
+        self.job.tables.insert(name, table);
         self
     }
 
@@ -494,6 +631,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
                 format: records.format.clone(),
                 schema: records.schema.columns.clone(),
                 watermark: records.watermark.clone(),
+                deduplicate: records.deduplicate.clone(),
                 expectations: records.expectations.clone(),
             },
         );
@@ -505,6 +643,9 @@ fn builder_of(file: &JobFile) -> JobBuilder {
                 sql: query.sql.clone(),
                 output_mode: query.output_mode,
                 on_error: query.on_error,
+                watermark_policy: query.watermark_policy,
+                watermark_after_restart: query.watermark_after_restart,
+                no_data_batches: query.no_data_batches,
                 sink_name: query.sink.name().into(),
                 sink: query.sink.factory(),
             },

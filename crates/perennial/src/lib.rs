@@ -77,12 +77,12 @@ pub mod run;
 mod wire;
 mod world;
 
-pub use job::{Job, JobBuilder, JobQuery, JobSource};
+pub use job::{Job, JobBuilder, JobQuery, JobSource, JobTable};
 pub use job_file::JobFileError;
 pub use perennial_connectors as connectors;
 pub use perennial_core::error::{Error, ErrorClass, ErrorKind, Result};
 pub use perennial_core::job::OnError;
-pub use perennial_core::{decode, error, offset, records, sink, source, status};
+pub use perennial_core::{decode, error, offset, records, sink, source, status, table};
 pub use world::env;
 
 /// DataFusion, for scalar functions of one's own in the version that the engine has.

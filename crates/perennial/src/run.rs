@@ -187,6 +187,13 @@ impl Job {
                     report.unreachable.push((format!("sources.{name}"), error));
                 }
             }
+            for table in &looked.tables {
+                if connected.insert(table.name().to_owned())
+                    && let Err(error) = table.check().await
+                {
+                    report.unreachable.push((format!("tables.{}", table.name()), error));
+                }
+            }
             if let Err(error) = looked.sink.check().await {
                 report.unreachable.push((format!("queries.{}.sink", query.name), error));
             }

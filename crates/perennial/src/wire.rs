@@ -17,9 +17,10 @@ use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
 use perennial_core::progress::Observer;
 use perennial_core::sink::{Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
-use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
+use perennial_core::table::{OpenTable, TableSpec};
+use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
-use crate::job::{Job, JobQuery, JobSource};
+use crate::job::{Job, JobQuery, JobSource, JobTable};
 use crate::world;
 
 /// What is wrong with a setting of a job: its path in the job file, and the error.
@@ -47,7 +48,9 @@ impl Planned {
             parallelism: job.parallelism,
             functions: job.functions.clone(),
         });
-        let tables: Vec<SourceTable> = job.sources.iter().map(|(name, source)| table(name, source)).collect();
+        let streams = job.sources.iter().map(|(name, source)| stream_table(name, source));
+        let tables: Vec<SourceTable> =
+            streams.chain(job.tables.iter().map(|(name, table)| static_table(name, table))).collect();
         let mut queries = Vec::new();
         for (name, query) in &job.queries {
             queries.push(plan_query(job, &planner, &tables, name, query).await?);
@@ -56,7 +59,7 @@ impl Planned {
     }
 }
 
-fn table(name: &str, source: &JobSource) -> SourceTable {
+fn stream_table(name: &str, source: &JobSource) -> SourceTable {
     SourceTable {
         name: name.to_owned(),
         schema: source.schema.clone(),
@@ -64,8 +67,21 @@ fn table(name: &str, source: &JobSource) -> SourceTable {
             column: watermark.column.clone(),
             delay_micros: i64::try_from(watermark.delay.0.as_micros()).unwrap_or(i64::MAX),
         }),
-        deduplicate: None,
+        deduplicate: source.deduplicate.as_ref().map(|deduplicate| Deduplicate {
+            columns: deduplicate.columns.clone(),
+            within_watermark: deduplicate.within_watermark,
+        }),
         kind: TableKind::Stream,
+    }
+}
+
+fn static_table(name: &str, table: &JobTable) -> SourceTable {
+    SourceTable {
+        name: name.to_owned(),
+        schema: table.schema.clone(),
+        watermark: None,
+        deduplicate: None,
+        kind: TableKind::Static,
     }
 }
 
@@ -79,8 +95,14 @@ async fn plan_query(
     let plan =
         planner.plan(&query.sql, tables, query.output_mode).await.map_err(fault(format!("queries.{name}.sql")))?;
     let mut sources: Vec<SourceSpec> = Vec::new();
+    let mut static_tables: Vec<TableSpec> = Vec::new();
     for input in plan.inputs() {
-        if sources.iter().any(|source| source.name == input.source) {
+        let known = sources.iter().map(|source| &source.name).chain(static_tables.iter().map(|table| &table.name));
+        if known.into_iter().any(|name| *name == input.source) {
+            continue;
+        }
+        if let Some(table) = job.tables.get(&input.source) {
+            static_tables.push(table_spec(&input.source, table));
             continue;
         }
         let source = job.sources.get(&input.source);
@@ -92,11 +114,24 @@ async fn plan_query(
         name: name.to_owned(),
         plan,
         sources,
+        tables: static_tables,
         sink: query.sink.clone(),
         output_mode: query.output_mode,
-        watermark_policy: Default::default(),
+        watermark_policy: query.watermark_policy,
+        watermark_after_restart: query.watermark_after_restart,
+        no_data_batches: query.no_data_batches,
         on_error: query.on_error,
     })
+}
+
+fn table_spec(name: &str, table: &JobTable) -> TableSpec {
+    let (format, schema) = (table.format.clone(), table.schema.clone());
+    TableSpec {
+        name: name.to_owned(),
+        factory: table.factory.clone(),
+        decoder: Arc::new(move |columns| format::decoder(&format, &schema, columns)),
+        refresh: table.refresh,
+    }
 }
 
 fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<SourceSpec, Fault> {
@@ -116,6 +151,45 @@ fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<Sour
     })
 }
 
+impl Job {
+    /// The job, planned and wired, in a world of one's own: for tests and simulations, which run its batches themselves with
+    /// [`Query`](perennial_core::query::Query). The storage of `env` is the checkpoint.
+    ///
+    /// # Errors
+    /// Where a setting or the SQL is wrong.
+    pub async fn plan(
+        &self,
+        env: Env,
+        dead_letters: Arc<dyn DeadLetters>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<JobSpec> {
+        let planned = Planned::new(self).await.map_err(|fault| fault.error.at(fault.path))?;
+        Ok(spec(self, planned, env, dead_letters, observer))
+    }
+}
+
+fn spec(
+    job: &Job,
+    planned: Planned,
+    env: Env,
+    dead_letters: Arc<dyn DeadLetters>,
+    observer: Arc<dyn Observer>,
+) -> JobSpec {
+    JobSpec {
+        name: job.name.clone(),
+        version: job.version.clone(),
+        queries: planned.queries,
+        trigger: job.trigger.into(),
+        dead_letters,
+        retry: job.retry,
+        breaker: job.circuit_breaker,
+        guarantee: job.guarantee,
+        batches_to_retain: job.batches_to_retain,
+        observer,
+        env,
+    }
+}
+
 /// A job with its storage open, ready for the supervisor.
 pub(crate) struct Ready {
     pub spec: JobSpec,
@@ -129,20 +203,8 @@ impl Ready {
         let checkpoint = open_storage(&job.checkpoint, "checkpoint")?;
         let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
         let env = world::env(checkpoint.store);
-        let spec = JobSpec {
-            name: job.name.clone(),
-            version: job.version.clone(),
-            queries: planned.queries,
-            trigger: job.trigger.into(),
-            dead_letters: dead_letters(job)?,
-            retry: job.retry,
-            breaker: job.circuit_breaker,
-            guarantee: job.guarantee,
-            batches_to_retain: job.batches_to_retain,
-            observer: observer(&env),
-            env,
-        };
-        Ok(Self { spec, _lock: lock })
+        let observer = observer(&env);
+        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer), _lock: lock })
     }
 }
 
@@ -163,6 +225,7 @@ fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
 /// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.
 pub(crate) struct Looked {
     pub sources: Vec<(String, Box<dyn Source>)>,
+    pub tables: Vec<OpenTable>,
     pub sink: Box<dyn Sink>,
 }
 
@@ -185,6 +248,7 @@ impl Looked {
             let opened = source.factory.open(context).map_err(fault(format!("sources.{}", source.name)))?;
             sources.push((source.name.clone(), opened));
         }
+        let tables = query.open_tables(&env, &job.name).map_err(fault(format!("queries.{}", query.name)))?;
         let context = SinkContext {
             query_id: env.uuid(),
             env,
@@ -194,14 +258,20 @@ impl Looked {
             output_mode: query.output_mode,
         };
         let sink = query.sink.open(context).map_err(fault(format!("queries.{}.sink", query.name)))?;
-        Ok(Self { sources, sink })
+        Ok(Self { sources, tables, sink })
     }
 
     /// The guarantee of the query; an error where the job demands more.
     pub fn guarantee(&self, job: &Job, query: &QuerySpec) -> Result<Computed, Fault> {
         let replays = self.sources.iter().map(|(name, source)| (name.as_str(), source.replay()));
         let sink = (query.name.as_str(), self.sink.delivery());
-        let computed = guarantee::compute(replays, query.plan.deterministic(), sink, query.output_mode);
+        let computed = guarantee::compute(
+            replays,
+            query.plan.deterministic(),
+            query.changing_tables(),
+            sink,
+            query.output_mode,
+        );
         computed.demand(job.guarantee).map_err(fault("guarantee"))?;
         Ok(computed)
     }

@@ -74,10 +74,13 @@ impl World {
             name: "copy".into(),
             plan: Arc::new(PassThrough::default()),
             sources: vec![source],
+            tables: Vec::new(),
             sink: Arc::new(self.sink.clone()),
             output_mode: OutputMode::Append,
             watermark_policy: Default::default(),
             on_error: Default::default(),
+            watermark_after_restart: Default::default(),
+            no_data_batches: true,
         };
         let letters: Arc<dyn ObjectStore> = letters;
         JobSpec {

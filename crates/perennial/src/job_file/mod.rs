@@ -27,6 +27,7 @@ use perennial_core::guarantee::Guarantee;
 use perennial_core::job::OnError;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
+use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, VariantAccess};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -125,6 +126,9 @@ pub struct RecordSettings {
     /// Event time: how long to wait for records that come late. Without it windows never close.
     #[serde(default)]
     pub watermark: Option<WatermarkSettings>,
+    /// Which records are duplicates of earlier ones, and dropped.
+    #[serde(default)]
+    pub deduplicate: Option<DeduplicateSettings>,
     /// Rules that every record must keep, by name.
     #[serde(default)]
     pub expectations: BTreeMap<String, ExpectationSettings>,
@@ -138,6 +142,19 @@ pub struct WatermarkSettings {
     pub column: String,
     /// How far behind the newest event time the watermark stays. Records behind the watermark are late.
     pub delay: HumanDuration,
+}
+
+/// Dropping the duplicates of a source, before any query sees them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeduplicateSettings {
+    /// The columns whose values together tell duplicates. With the watermark's column among them a record is remembered until the watermark
+    /// reaches its event time, without it for ever.
+    pub columns: Vec<String>,
+    /// A record is remembered only until the watermark is past its event time by the watermark's delay (Spark's
+    /// `dropDuplicatesWithinWatermark`).
+    #[serde(default)]
+    pub within_watermark: bool,
 }
 
 /// A rule for the records of a source.
@@ -165,8 +182,24 @@ pub struct QuerySettings {
     /// `dead_letter` sends exactly that row, whole, to the dead letters and processes the rest.
     #[serde(default)]
     pub on_error: OnError,
+    /// How the watermarks of several sources become one: `min`, the slowest source decides, and nothing is late that one of them still
+    /// holds back; `max`, the fastest decides.
+    #[serde(default)]
+    pub watermark_policy: WatermarkPolicy,
+    /// What a restart does to the watermarks of the single sources: `keep`, so that a restart changes no result; `spark`, they are
+    /// forgotten, and the query's watermark waits until each source has spoken again.
+    #[serde(default)]
+    pub watermark_after_restart: WatermarkAfterRestart,
+    /// Whether a batch without data follows a batch that moved the watermark, to write what became final. Without it that waits for the
+    /// next records.
+    #[serde(default = "yes")]
+    pub no_data_batches: bool,
     /// Where the result goes: the name of a sink with its settings.
     pub sink: SinkConfig,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Spark's `spark.sql.streaming.minBatchesToRetain`.
@@ -294,7 +327,7 @@ impl JsonSchema for Ddl {
 }
 
 /// The keys of [`RecordSettings`].
-const RECORD_KEYS: [&str; 4] = ["format", "schema", "watermark", "expectations"];
+const RECORD_KEYS: [&str; 5] = ["format", "schema", "watermark", "deduplicate", "expectations"];
 
 /// All keys of a source: connectors, and what their records look like.
 const SOURCE_KEYS: &[&str] = &{

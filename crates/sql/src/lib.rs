@@ -21,8 +21,6 @@ mod session;
 mod zone;
 
 #[cfg(test)]
-mod conformance;
-#[cfg(test)]
 mod query_tests;
 #[cfg(test)]
 mod testing;

@@ -56,7 +56,12 @@ fn message_of(error: &DataFusionError) -> String {
     match error.find_root() {
         DataFusionError::External(inner) => inner.to_string(),
         DataFusionError::Execution(message) => message.clone(),
-        DataFusionError::ArrowError(inner, _) => inner.to_string(),
+        DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
+            ArrowError::DivideByZero => {
+                "DIVIDE_BY_ZERO: division by zero: use try_divide() to get NULL, or filter such rows".to_owned()
+            }
+            inner => inner.to_string(),
+        },
         root => root.strip_backtrace(),
     }
 }
@@ -165,6 +170,16 @@ pub(crate) fn position(sql: &str, name: &str) -> String {
 /// A query that Spark refuses, or that cannot be run incrementally yet. `condition` is Spark's name of the refusal.
 pub(crate) fn refused(condition: &str, message: impl std::fmt::Display) -> DataFusionError {
     external(Error::new(class::UNSUPPORTED_OPERATION, format!("{condition}: {message}")))
+}
+
+/// A query that does not fit its tables, in Spark's words.
+pub(crate) fn refused_analysis(condition: &str, message: impl std::fmt::Display) -> DataFusionError {
+    external(Error::new(class::ANALYSIS, format!("{condition}: {message}")))
+}
+
+/// A row on which an expression fails in ANSI mode. `condition` is Spark's name of the failure.
+pub(crate) fn failed(condition: &str, message: impl std::fmt::Display) -> DataFusionError {
+    DataFusionError::Execution(format!("{condition}: {message}"))
 }
 
 /// A query that Spark runs and Perennial does not.

@@ -21,6 +21,8 @@ mod session;
 mod zone;
 
 #[cfg(test)]
+mod language_tests;
+#[cfg(test)]
 mod query_tests;
 #[cfg(test)]
 mod testing;

@@ -36,7 +36,7 @@ use crate::exec::watermark::WatermarkExec;
 use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
 use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, Watermark};
-use crate::logical::{check, inputs, rewrite, stateful};
+use crate::logical::{analyse, check, inputs, rewrite, stateful};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -210,7 +210,7 @@ async fn plan_query(
     clock: Arc<BatchClock>,
 ) -> DfResult<StreamQuery> {
     let statement = parse(sql, sources)?;
-    let plan = rewrite::integer_literals(state.statement_to_plan(statement).await?)?;
+    let plan = analyse::plan(state.statement_to_plan(statement).await?)?;
     check::planned(&plan, mode)?;
     let plan = rewrite::expand(rewrite::add_watermarks(plan, sources)?)?;
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;

@@ -19,6 +19,7 @@ use perennial_core::error::Error;
 use perennial_core::plan::Predicate;
 
 use crate::error::{execution_error, refused};
+use crate::logical::analyse;
 use crate::planner::external_syntax;
 use crate::{ast, zone};
 
@@ -38,7 +39,8 @@ impl SqlPredicate {
         let df_schema = DFSchema::try_from(all.as_ref().clone())?;
         let mut parsed = ast::parse_expression(sql).map_err(|error| external_syntax(&error))?;
         ast::rewrite_expression(&mut parsed, schema.fields())?;
-        let expr = state.create_logical_expr_from_sql_expr(ExprWithAlias { expr: parsed, alias: None }, &df_schema)?;
+        let planned = state.create_logical_expr_from_sql_expr(ExprWithAlias { expr: parsed, alias: None }, &df_schema)?;
+        let expr = analyse::expression(planned, &df_schema)?;
         refuse_unstable(&expr, sql)?;
 
         let context = SimplifyContext::builder()

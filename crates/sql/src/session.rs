@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
-use datafusion::common::Result;
+use datafusion::common::{Result, internal_err};
 use datafusion::common::config::Dialect;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
 use datafusion::functions_aggregate::average::avg_udaf;
-use datafusion::logical_expr::AggregateUDF;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -18,8 +18,9 @@ use datafusion::sql::sqlparser::ast::{DataType as SqlType, ExactNumberInfo, Time
 use datafusion_spark::SessionStateBuilderSpark;
 
 use crate::exec::source::StreamTable;
-use crate::functions::arithmetic::SparkArithmetic;
+use crate::functions;
 use crate::functions::clock::{self, BatchClock};
+use crate::functions::operators::SparkOperators;
 use crate::functions::sum::CheckedSum;
 use crate::functions::window::{Window, WindowTime};
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
@@ -74,7 +75,7 @@ pub(crate) fn session(
     let mut optimizer = Optimizer::new();
     optimizer.rules.retain(|rule| !LEFT_OUT.contains(&rule.name()));
     let placement: Arc<dyn PhysicalOptimizerRule + Send + Sync> = Arc::new(EnsureRequirements::new());
-    let mut state = SessionStateBuilder::new()
+    let mut builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::new(RuntimeEnv::default()))
         .with_default_features()
@@ -82,9 +83,26 @@ pub(crate) fn session(
         .with_type_planner(Arc::new(SparkTypes { zone: session_zone.clone() }))
         .with_optimizer_rules(optimizer.rules)
         .with_physical_optimizer_rules(vec![placement])
-        .with_query_planner(Arc::new(StreamQueryPlanner))
-        .build();
-    state.register_expr_planner(Arc::new(SparkArithmetic))?;
+        .with_query_planner(Arc::new(StreamQueryPlanner));
+    let own = functions::scalar(&session_zone);
+    let named = |name: &str, of: &[Arc<ScalarUDF>]| of.iter().find(|function| function.name() == name).cloned();
+    let functions: Vec<Arc<ScalarUDF>> =
+        builder.scalar_functions().iter().flatten().cloned().chain(own.into_iter().map(Arc::new)).rev().collect();
+    let (Some(concat), Some(date_add), Some(date_sub), Some(field)) = (
+        named("concat", &functions),
+        named("date_add", &functions),
+        named("date_sub", &functions),
+        named("get_field", &functions),
+    ) else {
+        return internal_err!("a function behind an operator is missing");
+    };
+    // Planners are asked in their order.
+    let operators = SparkOperators { concat, date_add, date_sub, field };
+    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(operators));
+    let mut state = builder.build();
+    for function in functions::scalar(&session_zone) {
+        state.register_udf(Arc::new(function))?;
+    }
 
     // The Spark package's avg() is a double for decimals too; DataFusion's has Spark's types.
     state.register_udaf(avg_udaf())?;

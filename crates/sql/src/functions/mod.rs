@@ -1,7 +1,28 @@
 //! Functions that DataFusion and its Spark package lack or have otherwise.
 
 pub(crate) mod arithmetic;
+pub(crate) mod cast;
 pub(crate) mod clock;
+mod decimal;
+mod function;
 pub(crate) mod keys;
+pub(crate) mod negate;
+mod nested;
+pub(crate) mod operators;
 pub(crate) mod sum;
+pub(crate) mod types;
 pub(crate) mod window;
+
+use std::sync::Arc;
+
+use datafusion::logical_expr::ScalarUDF;
+
+use self::arithmetic::Arithmetic;
+use self::function::Function;
+
+/// The scalar functions of a session in this time zone.
+pub(crate) fn scalar(zone: &Arc<str>) -> Vec<ScalarUDF> {
+    let tables = [negate::ALL, nested::ALL];
+    let own = tables.into_iter().flatten().map(|spec| Function::udf(spec, zone));
+    own.chain(Arithmetic::all()).collect()
+}

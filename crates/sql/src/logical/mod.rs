@@ -1,5 +1,6 @@
 //! Operators of streams as nodes of DataFusion's logical plan, and what is done to the plan as a whole.
 
+pub(crate) mod analyse;
 pub(crate) mod check;
 pub(crate) mod inputs;
 pub(crate) mod lineage;

@@ -4,10 +4,9 @@
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchema, DataFusionError, Result, ScalarValue};
+use datafusion::common::{Column, DFSchema, DataFusionError, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, Union, col};
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, Projection, col};
 
 use super::lineage::group_exprs;
 use super::nodes::{AssignWindows, Deduplicate, WINDOW_START, Watermark, extension};
@@ -15,38 +14,6 @@ use crate::SourceTable;
 use crate::error::refused;
 use crate::functions::keys::GroupingKey;
 use crate::functions::window::{WINDOW, WindowOf, WindowSpec, WindowTime};
-
-/// Makes integer literals INT where they fit, as they are in Spark; DataFusion reads them as BIGINT.
-pub(crate) fn integer_literals(plan: LogicalPlan) -> Result<LogicalPlan> {
-    plan.transform_up_with_subqueries(|node| {
-        match node {
-            // The rows of LIMIT are counted in BIGINT.
-            LogicalPlan::Limit(_) => return Ok(Transformed::no(node)),
-            // The types of a union are those that its branches have now.
-            LogicalPlan::Union(union) => {
-                return Ok(Transformed::yes(LogicalPlan::Union(Union::try_new_with_loose_types(union.inputs)?)));
-            }
-            _ => {}
-        }
-        let names = NamePreserver::new(&node);
-        let rewritten = node.map_expressions(|expr| {
-            let name = names.save(&expr);
-            let expr = expr.transform_up(|inner| {
-                Ok(match inner {
-                    Expr::Literal(ScalarValue::Int64(Some(value)), metadata) => match i32::try_from(value) {
-                        Ok(small) => Transformed::yes(Expr::Literal(ScalarValue::Int32(Some(small)), metadata)),
-                        Err(_) => Transformed::no(Expr::Literal(ScalarValue::Int64(Some(value)), metadata)),
-                    },
-                    other => Transformed::no(other),
-                })
-            })?;
-            Ok(expr.update_data(|expr| name.restore(expr)))
-        })?;
-        // Schemas follow the types of their inputs, also where no literal changed.
-        rewritten.map_data(LogicalPlan::recompute_schema)
-    })
-    .map(|transformed| transformed.data)
-}
 
 /// Puts a [`Watermark`] above every source that has one, and a [`Deduplicate`] above that.
 pub(crate) fn add_watermarks(plan: LogicalPlan, sources: &[SourceTable]) -> Result<LogicalPlan> {

@@ -1,0 +1,91 @@
+//! How operators of the SQL become expressions.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{DataType, Field};
+use datafusion::common::{Column, DFSchema, Result, TableReference};
+use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
+use datafusion::logical_expr::{Expr, ExprSchemable, ScalarUDF, lit};
+use datafusion::sql::sqlparser::ast::BinaryOperator;
+
+use super::arithmetic::{Arithmetic, Operation};
+use super::types::{is_integral, is_string};
+
+/// Plans operators with Spark's functions. Their types are found when the whole query is planned.
+#[derive(Debug)]
+pub(crate) struct SparkOperators {
+    /// `concat`, for `||`.
+    pub(crate) concat: Arc<ScalarUDF>,
+    /// `date_add` and `date_sub`, for a date and a number of days.
+    pub(crate) date_add: Arc<ScalarUDF>,
+    pub(crate) date_sub: Arc<ScalarUDF>,
+    /// A field of a struct, or of every struct of an array.
+    pub(crate) field: Arc<ScalarUDF>,
+}
+
+fn is_time(data_type: &DataType) -> bool {
+    matches!(
+        data_type,
+        DataType::Date32 | DataType::Timestamp(..) | DataType::Interval(_) | DataType::Duration(_)
+    )
+}
+
+impl ExprPlanner for SparkOperators {
+    fn plan_binary_op(&self, expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+        let call = |udf: &Arc<ScalarUDF>, left, right| {
+            Expr::ScalarFunction(ScalarFunction::new_udf(udf.clone(), vec![left, right]))
+        };
+        if expr.op == BinaryOperator::StringConcat {
+            return Ok(PlannerResult::Planned(call(&self.concat, expr.left, expr.right)));
+        }
+        let operation = match expr.op {
+            BinaryOperator::Plus => Operation::Add,
+            BinaryOperator::Minus => Operation::Subtract,
+            BinaryOperator::Multiply => Operation::Multiply,
+            BinaryOperator::Divide => Operation::Divide,
+            BinaryOperator::MyIntegerDivide => Operation::DivideWhole,
+            BinaryOperator::Modulo => Operation::Remainder,
+            _ => return Ok(PlannerResult::Original(expr)),
+        };
+        let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+        if !is_time(&left) && !is_time(&right) {
+            return Ok(PlannerResult::Planned(Arithmetic::call(operation, expr.left, expr.right)));
+        }
+        Ok(match (operation, &left, &right) {
+            (Operation::Add, DataType::Date32, days) if is_integral(days) || days.is_null() => {
+                PlannerResult::Planned(call(&self.date_add, expr.left, expr.right))
+            }
+            (Operation::Add, days, DataType::Date32) if is_integral(days) => {
+                PlannerResult::Planned(call(&self.date_add, expr.right, expr.left))
+            }
+            (Operation::Subtract, DataType::Date32, days) if is_integral(days) => {
+                PlannerResult::Planned(call(&self.date_sub, expr.left, expr.right))
+            }
+            (_, text, _) | (_, _, text) if is_string(text) => {
+                return Err(super::types::mismatch(
+                    "BINARY_OP_DIFF_TYPES",
+                    format!(
+                        "`{}` does not work on {} and {}: cast the text",
+                        expr.op,
+                        super::types::sql_name(&left),
+                        super::types::sql_name(&right)
+                    ),
+                ));
+            }
+            _ => PlannerResult::Original(expr),
+        })
+    }
+
+    fn plan_compound_identifier(
+        &self,
+        field: &Field,
+        qualifier: Option<&TableReference>,
+        nested_names: &[String],
+    ) -> Result<PlannerResult<Vec<Expr>>> {
+        let column = Expr::Column(Column::from((qualifier, field)));
+        Ok(PlannerResult::Planned(nested_names.iter().fold(column, |of, name| {
+            Expr::ScalarFunction(ScalarFunction::new_udf(self.field.clone(), vec![of, lit(name.clone())]))
+        })))
+    }
+}

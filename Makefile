@@ -17,15 +17,17 @@ test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 	@scripts/setup test
 	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS) -- --include-ignored
 
-bench: ## measure decoding, the stateful query and the sinks
+bench: ## measure the main job from files and Kafka, decoding, the stateful query and the sinks
 	@scripts/setup bench
-	cargo bench -p perennial-connectors --no-default-features --bench decode $(ARGS)
-	cargo bench -p perennial-sql --bench throughput $(ARGS)
-	cargo bench -p perennial-connectors --no-default-features --bench sinks $(ARGS)
+	@PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- \
+		python3 bench/peers/run.py --only perennial,perennial-kafka,datafusion-batch $(ARGS)
+	cargo bench -p perennial-connectors --no-default-features --bench decode
+	cargo bench -p perennial-sql --bench throughput
+	cargo bench -p perennial-connectors --no-default-features --bench sinks
 
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query
 	@scripts/setup bench
-	@python3 bench/peers/run.py $(ARGS)
+	@python3 bench/peers/run.py --only perennial,datafusion-batch,pyspark,pyflink $(ARGS)
 
 lint: ## check the formatting, and clippy without warnings
 	@scripts/setup build

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """Runs the same work on Perennial, PySpark, PyFlink and a plain DataFusion query, one after the other, and compares.
 
-    make bench-peers                                  everything
+    make bench                                        Perennial from files and from Kafka, and the DataFusion query
+    make bench-peers                                  all of them on the files
     bench/peers/run.py --only pyspark,perennial       some of the runners
     bench/peers/run.py --prepare                      only writes the workload and prints where it is
 
 The work: 4 million JSON records of 130 bytes in 16 files (workload.py), a filter, one-minute windows by sensor with count,
 average, minimum and maximum, append mode with a ten-minute watermark, to Parquet, with checkpoints. Every result is
-compared row by row with that of DuckDB (check.py).
+compared row by row with that of DuckDB (check.py). From Kafka, the same records lie in a topic of four partitions.
 
 A runner is a program. It gets its task in the environment:
 
     BENCH_INPUT            the folder with the files
     BENCH_OUTPUT           an empty folder; the Parquet files go to rows/ in it, the checkpoint to checkpoint/
     BENCH_FILES_PER_BATCH  how many files make a micro-batch, where the runner has such a thing
+    BENCH_RECORDS_PER_BATCH  about how many records these are
     BENCH_RECORDS, BENCH_BYTES   the size of the input
     BENCH_STARTED          when the process was started, in seconds since 1970
 
@@ -29,10 +31,13 @@ may be given too.
 Perennial's and DataFusion's programs come from these variables, or from a release build:
 
     PERENNIAL         the perennial binary (default: the one that cargo builds)
-    DATAFUSION_BATCH  the command of the DataFusion runner (default: datafusion-batch beside that binary, if it is there)
+    DATAFUSION_BATCH  the command of the DataFusion runner (default: perennial-bench beside that binary, see bench/tools)
+
+PERENNIAL_TEST_KAFKA is the address of the Kafka to read from, as scripts/with-services sets it.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -154,35 +159,69 @@ def flink_jars(cache):
     return directory
 
 
-def cargo_build():
-    """The perennial binary, from a release build."""
+def programs():
+    """The programs `perennial` and `perennial-bench`: those that PERENNIAL names and its neighbour, or of a release build."""
+    if given := os.environ.get("PERENNIAL"):
+        found = {"perennial": Path(given).resolve(), "perennial-bench": Path(given).resolve().with_name("perennial-bench")}
+        return {name: str(path) for name, path in found.items() if path.exists()}
     print("building perennial, release profile", flush=True)
-    command = ["cargo", "build", "--release", "-p", "perennial", "--message-format=json-render-diagnostics"]
+    command = ["cargo", "build", "--release", "-p", "perennial", "-p", "perennial-bench",
+               "--message-format=json-render-diagnostics"]
     try:
         build = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     except FileNotFoundError as error:
         raise Unavailable("cargo is missing") from error
-    programs = [
-        message["executable"]
+    found = {
+        message["target"]["name"]: message["executable"]
         for message in map(json.loads, build.stdout.splitlines())
-        if message.get("executable") and message["target"]["name"] == "perennial"
-    ]
-    if build.returncode or not programs:
+        if message.get("executable")
+    }
+    if build.returncode or "perennial" not in found:
         raise Unavailable("perennial does not build")
-    return programs[-1]
+    os.environ["PERENNIAL"] = found["perennial"]
+    return found
 
 
 class Perennial:
     name = "perennial"
+    job = "greenhouse.yaml"
 
     def command(self, _):
-        self.program = os.environ.get("PERENNIAL") or cargo_build()
-        os.environ["PERENNIAL"] = self.program  # the next runner looks beside it
-        return [self.program, "run", str(ROOT / "bench" / "greenhouse.yaml"), "--available-now"]
+        programs_here = programs()
+        if "perennial" not in programs_here:
+            raise Unavailable(f"there is no {os.environ['PERENNIAL']}")
+        self.program = programs_here["perennial"]
+        return [self.program, "run", str(ROOT / "bench" / self.job), "--available-now", "--log-format", "json"]
 
     def version(self):
         answer = subprocess.run([self.program, "--version"], capture_output=True, text=True)
         return (answer.stdout.split() or ["?"])[-1]
+
+
+class PerennialFromKafka(Perennial):
+    name = "perennial-kafka"
+    job = "greenhouse-kafka.yaml"
+
+    def command(self, cache):
+        self.brokers = os.environ.get("PERENNIAL_TEST_KAFKA")
+        if not self.brokers:
+            raise Unavailable("PERENNIAL_TEST_KAFKA is not set: make bench, or scripts/with-services kafka -- bench/peers/run.py")
+        if not (loader := programs().get("perennial-bench")):
+            raise Unavailable(f"there is no perennial-bench beside {os.environ['PERENNIAL']}")
+        self.loader = loader
+        return super().command(cache)
+
+    @contextlib.contextmanager
+    def prepared(self, source):
+        """A topic with the records of the files, for as long as the runs take."""
+        topic = f"bench-{os.getpid()}-{time.time_ns()}"
+        print("filling the topic", flush=True)
+        subprocess.run([self.loader, "kafka-load", self.brokers, topic, "4", str(source)], check=True)
+        os.environ |= {"BENCH_BROKERS": self.brokers, "BENCH_TOPIC": topic}
+        try:
+            yield
+        finally:
+            subprocess.run([self.loader, "kafka-delete", self.brokers, topic], check=True)
 
 
 class DataFusion:
@@ -191,10 +230,9 @@ class DataFusion:
     def command(self, _):
         if command := os.environ.get("DATAFUSION_BATCH"):
             return shlex.split(command)
-        beside = Path(os.environ.get("PERENNIAL", "/nonexistent")).with_name("datafusion-batch")
-        if beside.exists():
-            return [str(beside)]
-        raise Unavailable("DATAFUSION_BATCH does not name its program")
+        if program := programs().get("perennial-bench"):
+            return [program, "datafusion-batch"]
+        raise Unavailable(f"there is no perennial-bench beside {os.environ['PERENNIAL']}")
 
 
 class PySpark:
@@ -212,7 +250,7 @@ class PyFlink:
         return [str(python_with(cache, "apache-flink", FLINK, flink_python)), str(HERE / "flink.py")]
 
 
-RUNNERS = [Perennial(), DataFusion(), PySpark(), PyFlink()]
+RUNNERS = [Perennial(), PerennialFromKafka(), DataFusion(), PySpark(), PyFlink()]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -293,6 +331,19 @@ def first_commit(output, started):
     return min(times) - started if times else None
 
 
+def batch_times(log):
+    """How long the batches took, in milliseconds, sorted, for those who log as Perennial does."""
+    times = []
+    for line in Path(log).read_text(errors="replace").splitlines():
+        if '"batch committed"' in line and line.startswith("{"):
+            times.append(json.loads(line)["millis"])
+    return sorted(times)
+
+
+def percentile(values, share):
+    return values[min(len(values) - 1, int(len(values) * share))]
+
+
 def measure(runner, command, task, output, log):
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
@@ -331,6 +382,7 @@ def measure(runner, command, task, output, log):
         result["cpu_seconds"] = usage.ru_utime + usage.ru_stime
     result["runner"] = runner.name
     result["first_commit_seconds"] = first_commit(output, started)
+    result["batch_millis"] = batch_times(log)
     return result
 
 
@@ -354,7 +406,7 @@ def table(results):
         return f"{result['records'] / result[key]:,.0f}" if result.get(key) else "-"
 
     def row(result):
-        commit = result["first_commit_seconds"]
+        commit, batches = result["first_commit_seconds"], result["batch_millis"]
         return [
             f"{result['runner']} {result.get('version', '')}".strip(),
             rate(result),
@@ -364,10 +416,11 @@ def table(results):
             f"{result['cpu_seconds']:.1f}",
             f"{result['peak_rss_bytes'] / 1e6:.0f}",
             f"{commit * 1000:.0f} ms" if commit is not None else "-",
+            "/".join(str(percentile(batches, share)) for share in (0.5, 0.9, 1)) + " ms" if batches else "-",
             f"{result['check']['rows']:,}" + ("" if result["check"]["agrees"] else " WRONG"),
         ]
 
-    rows = [["runner", "records/s", "warm", "MB/s", "seconds", "CPU s", "peak MB", "1st commit", "rows"]]
+    rows = [["runner", "records/s", "warm", "MB/s", "seconds", "CPU s", "peak MB", "1st commit", "batch 50/90/100%", "rows"]]
     rows += [row(result) for result in results]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for cells in rows:
@@ -400,6 +453,8 @@ def main():
     parser.add_argument("--files-per-batch", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="only write the workload, and print its folder")
     options = parser.parse_args()
+    if options.records < 700_000:
+        parser.error("with less than 700,000 records no window closes, and there is no result to compare")
     wanted = options.only.split(",") if options.only else names
     if unknown := set(wanted) - set(names):
         parser.error(f"unknown runner {', '.join(unknown)}; there are {', '.join(names)}")
@@ -416,6 +471,7 @@ def main():
         "BENCH_RECORDS": str(data["records"]),
         "BENCH_BYTES": str(data["bytes"]),
         "BENCH_FILES_PER_BATCH": str(options.files_per_batch),
+        "BENCH_RECORDS_PER_BATCH": str(options.files_per_batch * data["records"] // data["files"]),
     }
     logs = cache / "logs"
     logs.mkdir(exist_ok=True)
@@ -434,13 +490,23 @@ def main():
     for file in sorted(source.iterdir()):  # all find the input in the page cache
         file.read_bytes()
 
-    # Round by round, so that a disturbance does not hit all runs of one.
+    with contextlib.ExitStack() as prepared:
+        for runner, _ in commands:
+            if hasattr(runner, "prepared"):
+                prepared.enter_context(runner.prepared(source))
+        runs, more_notes = run_rounds(cache, options.rounds, commands, task, logs)
+    report(cache, options, data, runs, notes + more_notes)
+
+
+def run_rounds(cache, rounds, commands, task, logs):
+    """The results of each runner by its name. Round by round, so that a disturbance does not hit all runs of one."""
+    source, notes = Path(task["BENCH_INPUT"]), []
     runs = {runner.name: [] for runner, _ in commands}
-    for number in range(options.rounds):
+    for number in range(rounds):
         for runner, command in commands:
             if runner.name not in runs:
                 continue
-            print(f"running {runner.name}, round {number + 1} of {options.rounds}", end="", flush=True)
+            print(f"running {runner.name}, round {number + 1} of {rounds}", end="", flush=True)
             output = cache / "work" / runner.name
             try:
                 result = measure(runner, command, task, output, logs / f"{runner.name}.log")
@@ -456,7 +522,10 @@ def main():
             runs[runner.name].append(result)
             if result["check"]["agrees"]:
                 shutil.rmtree(output)
+    return runs, notes
 
+
+def report(cache, options, data, runs, notes):
     results = []
     for rounds in runs.values():
         best = min(rounds, key=lambda result: result["seconds"])
@@ -478,10 +547,10 @@ def main():
     ratios(results)
     for note in notes:
         print(f"note: {note}")
-    report = cache / "results" / time.strftime("%Y%m%d-%H%M%S.json")
-    report.parent.mkdir(exist_ok=True)
-    report.write_text(json.dumps({"workload": data, "results": results, "notes": notes}, indent=1) + "\n")
-    print(f"all numbers are in {report}")
+    file = cache / "results" / time.strftime("%Y%m%d-%H%M%S.json")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"workload": data, "results": results, "notes": notes}, indent=1) + "\n")
+    print(f"all numbers are in {file}")
     if notes and any(": it failed" in note for note in notes) or not all(r["check"]["agrees"] for r in results):
         sys.exit(1)
 

@@ -1,31 +1,8 @@
 //! Commands, their messages and their exit codes.
 
-use std::path::Path;
-use std::process::{Command, Output};
-
 use tempfile::TempDir;
 
-fn perennial(directory: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_perennial"))
-        .args(arguments)
-        .current_dir(directory)
-        .env_remove("NO_COLOR")
-        .env("HYDRO_PASSWORD", "hunter2")
-        .output()
-        .unwrap()
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
+use crate::support::{code, perennial, stderr, stdout};
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -121,22 +98,6 @@ fn the_schema_is_json() {
     let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(schema["title"], "Perennial job");
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
-}
-
-#[test]
-fn a_port_in_use_is_named_with_its_setting() {
-    let home = directory();
-    assert_eq!(code(&perennial(home.path(), &["init"])), 0);
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port();
-    let path = home.path().join("job.yaml");
-    let job = std::fs::read_to_string(&path).unwrap() + &format!("\nhttp: {{ listen: \"127.0.0.1:{port}\" }}\n");
-    std::fs::write(&path, job).unwrap();
-    let output = perennial(home.path(), &["run", "--available-now", "job.yaml"]);
-    assert_eq!(code(&output), 1, "{}", stderr(&output));
-    assert!(stderr(&output).contains(&format!("port {port} is in use")), "{}", stderr(&output));
-    assert!(stderr(&output).contains("`http.listen` in job.yaml"), "{}", stderr(&output));
-    assert!(!home.path().join("checkpoints").exists(), "the job did not begin");
 }
 
 #[test]

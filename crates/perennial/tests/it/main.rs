@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod bad_input;
+#[cfg(feature = "kafka")]
+mod bad_kafka;
 mod cli;
 mod on_error;
 #[cfg(feature = "kafka")]

@@ -114,6 +114,11 @@ impl<'a> Record<'a> {
         (header, Self { key: &bytes[HEADER_BYTES..value.start], value: &bytes[value], flags: header.flags })
     }
 
+    /// Bytes that it takes in its chunk.
+    fn padded_bytes(self) -> usize {
+        (HEADER_BYTES + self.key.len() + self.value.len()).div_ceil(UNIT) * UNIT
+    }
+
     /// Key and value.
     pub fn bytes(self) -> KeyValue<'a> {
         (self.key, self.value)
@@ -324,6 +329,16 @@ impl Arena {
             records(bytes)
                 .filter(|(_, record)| record.flags.live)
                 .map(move |(offset, record)| (Location::new(chunk, offset), record))
+        })
+    }
+
+    /// Live records from a place (chunk and offset) on, each with the place behind it.
+    pub fn live_from(&self, (first, from): (usize, usize)) -> impl Iterator<Item = ((usize, usize), Record<'_>)> {
+        self.chunks.iter().enumerate().skip(first).flat_map(move |(chunk, bytes)| {
+            let start = if chunk == first { from } else { 0 };
+            records(bytes.get(start..).unwrap_or_default()).filter(|(_, record)| record.flags.live).map(
+                move |(offset, record)| ((chunk, start + offset + record.padded_bytes()), record),
+            )
         })
     }
 

@@ -12,9 +12,10 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use super::arena::{Arena, Flags, Location, Record, live_records};
+use super::backend::{Changes, Picture, Stored};
 use super::expiry::ExpiryIndex;
-use super::row::{EncodedKeys, EncodedRows, KeyValue, Layout};
-use super::{StatePartition, StateSpec};
+use super::row::{BATCH_BYTES, BATCH_ROWS, EncodedKeys, EncodedRows, KeyValue, Layout};
+use super::{ScanPosition, StatePartition, StateSpec};
 use crate::error::Result;
 
 /// Keys are looked up in groups of this size: large enough for the cache misses of a group to overlap, small enough for its
@@ -64,14 +65,6 @@ enum Change {
     Remove(Location),
 }
 
-/// What a batch changed, for the delta: each key once, in `rows` or in `removed`.
-pub(super) struct Changes {
-    /// Rows that were added or changed, as they are now.
-    pub rows: Vec<RecordBatch>,
-    /// Keys that were there before the batch and are not any more.
-    pub removed: Vec<RecordBatch>,
-}
-
 /// The table wants 64 bits and uses the lowest and the highest ones.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
@@ -99,16 +92,6 @@ impl MemoryPartition {
     /// Makes room for this many rows.
     pub(super) fn reserve(&mut self, rows: usize) {
         self.table.reserve(rows, |slot| spread(slot.hash));
-    }
-
-    /// Whether anything was written since the last commit.
-    pub fn is_changed(&self) -> bool {
-        !self.log.is_empty()
-    }
-
-    /// How many records were written or removed since the last commit.
-    pub(super) fn changed_records(&self) -> usize {
-        self.log.len()
     }
 
     /// Makes the changes since the last commit final.
@@ -312,42 +295,6 @@ impl MemoryPartition {
         }
     }
 
-    /// What changed since the last commit.
-    pub(super) fn changes(&self) -> Result<Changes> {
-        let mut removed = Vec::new();
-        let mut rows = Vec::new();
-        for change in &self.log {
-            match *change {
-                // A key is in the log several times when it was removed and came back, or moved; one of its records is live at most.
-                Change::Insert(at) | Change::Replace(at, _) | Change::Move(at, _) => {
-                    let record = self.arena.record(at);
-                    if record.flags.live {
-                        rows.push(record.bytes());
-                    }
-                }
-                Change::Remove(at) => {
-                    let record = self.arena.record(at);
-                    if !record.flags.fresh && self.find(self.layout.hash(record.key), record.key).is_none() {
-                        removed.push(record.key);
-                    }
-                }
-            }
-        }
-        Ok(Changes { rows: self.layout.decode(rows)?, removed: self.layout.decode_keys(&removed)? })
-    }
-
-    /// Number of chunks that [`MemoryPartition::copy_chunk`] knows. Until all ends of `pin` are dropped, no row leaves its chunk but by a
-    /// change of a batch.
-    pub(super) fn pin_chunks(&mut self, pin: &Arc<()>) -> usize {
-        self.pin = Arc::downgrade(pin);
-        self.arena.chunks()
-    }
-
-    /// A copy of the bytes of a chunk, for [`committed_rows`].
-    pub(super) fn copy_chunk(&self, chunk: usize) -> Vec<u8> {
-        self.arena.chunk(chunk).to_vec()
-    }
-
     /// Moves the records together and builds everything that points at them anew. The memory of a chunk is given back as soon as
     /// its records are moved.
     fn compact(&mut self) {
@@ -422,8 +369,18 @@ impl StatePartition for MemoryPartition {
         self.layout.decode(due.into_iter().map(|at| self.arena.record(at).bytes()))
     }
 
-    fn scan(&mut self) -> Result<Vec<RecordBatch>> {
-        self.layout.decode(self.arena.live().map(|(_, record)| record.bytes()))
+    fn scan_next(&mut self, position: &mut ScanPosition) -> Result<Option<RecordBatch>> {
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        for (next, record) in self.arena.live_from(position.place) {
+            position.place = next;
+            rows.push(record.bytes());
+            bytes += record.key.len() + record.value.len();
+            if rows.len() == BATCH_ROWS || bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        Ok(self.layout.decode(rows)?.pop())
     }
 
     fn rows(&self) -> u64 {
@@ -433,5 +390,66 @@ impl StatePartition for MemoryPartition {
     fn bytes(&self) -> u64 {
         let log = self.log.capacity() * size_of::<Change>() + self.former.capacity();
         (self.table.allocation_size() + self.arena.allocated_bytes() + self.expiry.allocated_bytes() + log) as u64
+    }
+}
+
+impl Stored for MemoryPartition {
+    fn changed_records(&self) -> usize {
+        self.log.len()
+    }
+
+    fn changes(&self) -> Result<Changes> {
+        let mut removed = Vec::new();
+        let mut rows = Vec::new();
+        for change in &self.log {
+            match *change {
+                // A key is in the log several times when it was removed and came back, or moved; one of its records is live at most.
+                Change::Insert(at) | Change::Replace(at, _) | Change::Move(at, _) => {
+                    let record = self.arena.record(at);
+                    if record.flags.live {
+                        rows.push(record.bytes());
+                    }
+                }
+                Change::Remove(at) => {
+                    let record = self.arena.record(at);
+                    if !record.flags.fresh && self.find(self.layout.hash(record.key), record.key).is_none() {
+                        removed.push(record.key);
+                    }
+                }
+            }
+        }
+        Ok(Changes { rows: self.layout.decode(rows)?, removed: self.layout.decode_keys(&removed)? })
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        Self::commit(self);
+        Ok(())
+    }
+
+    fn abort(&mut self) {
+        Self::abort(self);
+    }
+
+    fn load(&mut self, rows: &EncodedRows) -> Result<()> {
+        self.put_encoded(rows, false)
+    }
+
+    fn unload(&mut self, keys: &EncodedKeys) -> Result<()> {
+        self.remove_encoded(keys, false);
+        Ok(())
+    }
+
+    fn loaded(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Until all ends of `pin` are dropped, no row leaves its chunk but by a change of a batch.
+    fn picture(&mut self, pin: &Arc<()>) -> Picture {
+        self.pin = Arc::downgrade(pin);
+        Picture::Chunks(0..self.arena.chunks())
+    }
+
+    fn copy_chunk(&self, chunk: usize) -> Vec<u8> {
+        self.arena.chunk(chunk).to_vec()
     }
 }

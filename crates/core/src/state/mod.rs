@@ -1,7 +1,7 @@
 //! State: keyed rows of the stateful operators of a query, versioned by batch.
 //!
-//! [`StatePartition`] is what an operator sees of it, within a batch. [`StateStore`] owns the partitions of all operators of a query and
-//! makes versions durable:
+//! [`StatePartition`] is what an operator sees of it, within a batch. Its rows are in memory or on a local disk ([`Backend`]); both
+//! are copies that a restart makes anew. [`StateStore`] owns the partitions of all operators of a query and makes versions durable:
 //!
 //! - A batch writes one file for all operators and partitions, `<version>.<epoch>.delta`: one file costs one fsync. It has
 //!   the last value of each key that was changed, and the keys that were removed. A batch without a change writes nothing.
@@ -19,14 +19,20 @@
 //! it lacks those that the batch of that moment has touched. All of them are in deltas after that version, which hold last values: applying
 //! these makes every row exact, as long as the version that is loaded is not older than any of the rows. That is why a snapshot
 //! counts from the first version that is staged after it was finished, and why a batch that is taken back takes a snapshot with it that
-//! has not counted yet. Nothing is copied on write, no batch waits, and memory grows by a few chunks.
+//! has not counted yet. Nothing is copied on write, no batch waits, and memory grows by a few chunks. (State on disk gives its snapshot
+//! exact rows; for those, all of this holds trivially.)
 
 mod arena;
+mod backend;
+mod disk;
 mod expiry;
 mod file;
+mod loader;
 mod manifest;
 mod memory;
+mod partitions;
 mod row;
+mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -34,6 +40,7 @@ mod tests;
 use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::datatypes::SchemaRef;
 
+pub use backend::{Backend, DiskOptions, Scratch};
 pub use file::DeltaId;
 pub use manifest::{DeltaRun, SnapshotRef, StateRef};
 pub use memory::MemoryPartition;
@@ -59,6 +66,22 @@ pub struct StateSpec {
     pub expiry: Option<usize>,
 }
 
+/// How far a walk through all rows of a partition came; the default is its beginning.
+#[derive(Debug, Clone, Default)]
+pub struct ScanPosition {
+    /// In memory: the chunk, and the place in it.
+    place: (usize, usize),
+    /// On disk: the last key.
+    key: Option<Vec<u8>>,
+}
+
+impl ScanPosition {
+    /// True the first time, for a partition that gives all its rows at once.
+    pub fn is_first(&mut self) -> bool {
+        std::mem::replace(&mut self.place.0, 1) == 0
+    }
+}
+
 /// The rows of one operator whose keys fall into one partition. Memory-resident or not; always inside one batch at a time.
 ///
 /// Changes are visible at once to later calls of the same batch and become durable with the store's commit; an abort takes back all
@@ -77,8 +100,15 @@ pub trait StatePartition: Send {
     /// Rows whose expiry column is `<= at`, in chunks. The cost is that of the rows returned, not of the state. Rows with a NULL there are never due.
     fn due(&mut self, at: i64) -> Result<Vec<RecordBatch>>;
 
+    /// The next rows of a walk through all of them, `None` at its end: for states that are too large to be held a second time. The changes
+    /// that are made during a walk may be seen or not; a commit or an abort ends it.
+    fn scan_next(&mut self, position: &mut ScanPosition) -> Result<Option<RecordBatch>>;
+
     /// All rows, in chunks.
-    fn scan(&mut self) -> Result<Vec<RecordBatch>>;
+    fn scan(&mut self) -> Result<Vec<RecordBatch>> {
+        let mut position = ScanPosition::default();
+        std::iter::from_fn(|| self.scan_next(&mut position).transpose()).collect()
+    }
 
     /// Rows held now.
     fn rows(&self) -> u64;

@@ -208,8 +208,8 @@ impl Layout {
 }
 
 /// Batches that leave the state have at most this many rows, and stop growing at this many bytes.
-const BATCH_ROWS: usize = 16_384;
-const BATCH_BYTES: usize = 64 << 20;
+pub(super) const BATCH_ROWS: usize = 16_384;
+pub(super) const BATCH_BYTES: usize = 64 << 20;
 
 impl EncodedKeys {
     /// Number of keys.

@@ -1,13 +1,9 @@
 //! The store: all partitions of a query's operators, and their versions on storage.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
-use arrow::datatypes::Schema;
-use arrow::ipc::writer::StreamWriter;
+use arrow::array::ArrayRef;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -16,10 +12,13 @@ use object_store::path::Path;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::file::{self, Content, Decoded, DeltaId, Header, Kind, Outcome, SCHEMA_VERSION, Section};
-use super::manifest::{SnapshotRef, StateRef, delta_path, snapshot_path};
-use super::memory::{MemoryPartition, committed_rows};
+use super::backend::Backend;
+use super::file::{self, Content, DeltaId, Header, Kind, Outcome, Section};
+use super::loader::Loader;
+use super::manifest::{SnapshotRef, StateRef, delta_path};
+use super::partitions::{Format, Operators, Partition, blocking, lock, peek};
 use super::row::Layout;
+use super::snapshot::Snapshot;
 use super::{StatePartition, StateSpec};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, class};
@@ -29,9 +28,11 @@ use crate::plan::BatchState;
 /// operators without key columns: their row is in partition 0.
 pub type PartitionOf = Arc<dyn Fn(usize, &[ArrayRef], usize) -> Result<Vec<u32>> + Send + Sync>;
 
-/// When snapshots are written, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How state is kept, and when snapshots are written.
+#[derive(Debug, Clone)]
 pub struct StateOptions {
+    /// Where rows are while the query runs.
+    pub backend: Backend,
     /// No snapshot before there are this many deltas since the last one.
     pub snapshot_after: usize,
     /// No snapshot before the deltas since the last one have this many bytes (each file counts 16 KiB more than it has, because opening it
@@ -45,7 +46,13 @@ pub struct StateOptions {
 
 impl Default for StateOptions {
     fn default() -> Self {
-        Self { snapshot_after: 10, snapshot_bytes: 1 << 20, max_deltas: 500, part_bytes: 8 << 20 }
+        Self {
+            backend: Backend::Memory,
+            snapshot_after: 10,
+            snapshot_bytes: 1 << 20,
+            max_deltas: 500,
+            part_bytes: 8 << 20,
+        }
     }
 }
 
@@ -107,26 +114,23 @@ pub struct SnapshotStats {
     pub duration: Duration,
 }
 
-type Partition = Arc<Mutex<MemoryPartition>>;
-
-/// The state of one operator.
-#[derive(Debug, Clone)]
-struct Operator {
-    spec: StateSpec,
-    layout: Arc<Layout>,
-    partitions: Vec<Partition>,
-}
-
 /// The state of a query: the partitions of all its operators, and their versions on storage.
 ///
 /// A batch goes: [`partitions`](Self::partitions) to the plan, [`stage`](Self::stage), the commit log, [`commit`](Self::commit); or
 /// [`abort`](Self::abort) at any point before the commit log.
-#[derive(Debug)]
 pub struct StateStore {
     env: Env,
     dir: Path,
     options: StateOptions,
-    operators: Vec<Operator>,
+    formats: Vec<Format>,
+    /// In how many partitions each operator is.
+    partitions: usize,
+    partition_of: PartitionOf,
+    operators: Operators,
+    /// How many times `operators` was made.
+    made: u64,
+    /// The committed version could not be brought into the partitions.
+    broken: bool,
     /// The version that is committed.
     current: StateRef,
     /// Versions and sizes of the deltas since the newest snapshot.
@@ -141,6 +145,12 @@ pub struct StateStore {
     not_before: u64,
     last_stage: StageStats,
     snapshots: SnapshotStats,
+}
+
+impl std::fmt::Debug for StateStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StateStore({}, version {})", self.dir, self.current.version)
+    }
 }
 
 #[derive(Debug)]
@@ -171,19 +181,19 @@ impl StateStore {
         at: Option<&StateRef>,
         options: StateOptions,
     ) -> Result<(Self, RestoreReport)> {
-        let operators = specs
-            .iter()
-            .map(|spec| {
-                let layout = Arc::new(Layout::new(spec, env.entropy.next_u64())?);
-                Ok(Operator::empty(spec.clone(), layout, partitions.max(1), 0))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let format = |spec: &StateSpec| Ok((spec.clone(), Arc::new(Layout::new(spec, env.entropy.next_u64())?)));
+        let formats = specs.iter().map(format).collect::<Result<Vec<_>>>()?;
         let mut store = Self {
             env: env.clone(),
             dir,
             options,
-            current: StateRef { rows: vec![0; operators.len()], ..Default::default() },
-            operators,
+            current: StateRef { rows: vec![0; formats.len()], ..Default::default() },
+            formats,
+            partitions: partitions.max(1),
+            partition_of,
+            operators: Operators::default(),
+            made: 0,
+            broken: false,
             chain: Vec::new(),
             staged: None,
             attempted: None,
@@ -193,17 +203,44 @@ impl StateStore {
             last_stage: StageStats::default(),
             snapshots: SnapshotStats::default(),
         };
-        let report = match at {
-            Some(at) => store.restore(at, partition_of).await?,
-            None => RestoreReport::default(),
-        };
+        let report = store.load(at).await?;
         Ok((store, report))
+    }
+
+    /// Whether the partitions are no longer what is committed, because a local disk failed: [`reload`](Self::reload) before the next batch.
+    pub fn is_broken(&self) -> bool {
+        self.broken || self.operators.are_broken()
+    }
+
+    /// Makes the partitions anew from the committed version.
+    pub async fn reload(&mut self) -> Result<RestoreReport> {
+        (self.running, self.finished, self.staged) = (None, None, None);
+        let current = (self.current.version > 0).then(|| self.current.clone());
+        let report = self.load(current.as_ref()).await?;
+        self.broken = false;
+        Ok(report)
+    }
+
+    async fn load(&mut self, at: Option<&StateRef>) -> Result<RestoreReport> {
+        match at {
+            Some(at) => self.restore(at).await,
+            None => {
+                self.operators = self.empty_operators(&[])?;
+                Ok(RestoreReport::default())
+            }
+        }
+    }
+
+    fn empty_operators(&mut self, rows: &[u64]) -> Result<Operators> {
+        let name = self.dir.clone().join(self.made.to_string());
+        self.made += 1;
+        Operators::empty(&self.options.backend, &name, &self.formats, self.partitions, rows)
     }
 
     /// The partitions of all operators, for a batch.
     pub fn partitions(&self) -> BatchState {
         let share = |partition: &Partition| Arc::clone(partition) as Arc<Mutex<dyn StatePartition>>;
-        self.operators.iter().map(|operator| operator.partitions.iter().map(share).collect()).collect()
+        self.operators.list.iter().map(|operator| operator.partitions.iter().map(share).collect()).collect()
     }
 
     /// The version that is committed.
@@ -213,12 +250,12 @@ impl StateStore {
 
     /// Rows held now, of all operators.
     pub fn rows(&self) -> u64 {
-        self.each_partition().map(|partition| peek(partition).rows()).sum()
+        self.operators.partitions().map(|partition| peek(partition).rows()).sum()
     }
 
     /// Bytes of memory held now, of all operators.
     pub fn bytes(&self) -> u64 {
-        self.each_partition().map(|partition| peek(partition).bytes()).sum()
+        self.operators.partitions().map(|partition| peek(partition).bytes()).sum()
     }
 
     /// What staging the last version took.
@@ -229,10 +266,6 @@ impl StateStore {
     /// What became of the snapshots.
     pub fn snapshots(&self) -> SnapshotStats {
         self.snapshots
-    }
-
-    fn each_partition(&self) -> impl Iterator<Item = &Partition> {
-        self.operators.iter().flat_map(|operator| &operator.partitions)
     }
 
     /// Makes the changes of the batch durable as `version`, which must be newer than the committed one; the result belongs into the commit
@@ -255,7 +288,7 @@ impl StateStore {
         if let Some(snapshot) = self.finished {
             state.add_snapshot(snapshot);
         }
-        for (rows, operator) in state.rows.iter_mut().zip(&self.operators) {
+        for (rows, operator) in state.rows.iter_mut().zip(&self.operators.list) {
             *rows = 0;
             for partition in &operator.partitions {
                 *rows += lock(partition)?.rows();
@@ -274,7 +307,7 @@ impl StateStore {
                 epoch,
                 part: 0,
                 previous: self.current.newest,
-                partitions: self.operators.first().map_or(0, |operator| operator.partitions.len()),
+                partitions: self.partitions,
                 sections,
             };
             let file = file::encode(&header, payload)?;
@@ -293,7 +326,7 @@ impl StateStore {
     async fn encode_changes(&self) -> Result<Vec<(Section, Bytes)>> {
         let mut jobs = Vec::new();
         let mut changes = 0;
-        for operator in &self.operators {
+        for operator in &self.operators.list {
             for (number, partition) in operator.partitions.iter().enumerate() {
                 let count = lock(partition)?.changed_records();
                 if count > 0 {
@@ -333,8 +366,11 @@ impl StateStore {
     /// May start a snapshot in the background; call it within a tokio runtime.
     pub fn commit(&mut self) {
         let Some(staged) = self.staged.take() else { return };
-        for partition in self.each_partition() {
-            peek(partition).commit();
+        for partition in self.operators.partitions() {
+            if let Err(error) = peek(partition).commit() {
+                warn!(dir = %self.dir, %error, "the batch is committed, but its state could not be written to the local disk");
+                self.broken = true;
+            }
         }
         if let Some(bytes) = staged.delta_bytes {
             self.chain.push((staged.state.version, bytes));
@@ -359,9 +395,9 @@ impl StateStore {
     /// Takes the batch back: the state is that of the committed version again.
     pub fn abort(&mut self) {
         let mut changed = false;
-        for partition in self.each_partition() {
+        for partition in self.operators.partitions() {
             let mut partition = peek(partition);
-            changed |= partition.is_changed();
+            changed |= partition.changed_records() > 0;
             partition.abort();
         }
         self.staged = None;
@@ -373,24 +409,7 @@ impl StateStore {
 
     fn start_snapshot(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let pin = Arc::new(());
-        let sources = self.operators.iter().flat_map(|operator| {
-            let pin = &pin;
-            operator.partitions.iter().enumerate().map(move |(number, partition)| Source {
-                operator: operator.clone(),
-                number,
-                chunks: 0..peek(partition).pin_chunks(pin),
-            })
-        });
-        let job = Snapshot {
-            env: self.env.clone(),
-            dir: self.dir.clone(),
-            version: self.current.version,
-            epoch: self.current.epoch,
-            part_bytes: self.options.part_bytes,
-            sources: sources.collect(),
-            _pin: pin,
-        };
+        let job = Snapshot::of(&self.env, &self.dir, &self.current, self.options.part_bytes, &self.operators.list);
         let task = AbortOnDropHandle::new(runtime.spawn(job.write()));
         self.running = Some(Running { task, version: self.current.version, started: self.env.clock.monotonic() });
     }
@@ -443,16 +462,16 @@ impl StateStore {
             .await
     }
 
-    async fn restore(&mut self, at: &StateRef, partition_of: PartitionOf) -> Result<RestoreReport> {
+    async fn restore(&mut self, at: &StateRef) -> Result<RestoreReport> {
         let started = self.env.clock.monotonic();
-        if at.rows.len() != self.operators.len() {
+        if at.rows.len() != self.formats.len() {
             return Err(Error::new(
                 class::CHECKPOINT_MISMATCH,
                 format!(
                     "{} has the state of {} operators, the query has {}: use another checkpoint, or the query it was written by",
                     self.dir,
                     at.rows.len(),
-                    self.operators.len()
+                    self.formats.len()
                 ),
             ));
         }
@@ -463,17 +482,17 @@ impl StateStore {
         let mut base = None;
         for snapshot in at.snapshots.iter().map(Some).chain(beginning) {
             // Each attempt has partitions of its own: what a failed one left running cannot reach those of the next.
-            let room = self.operators.iter().zip(&at.rows);
+            let operators = self.empty_operators(&at.rows)?;
             let loader = Loader {
                 env: self.env.clone(),
                 dir: self.dir.clone(),
-                operators: room.map(|(operator, rows)| operator.emptied(*rows)).collect(),
-                partition_of: Arc::clone(&partition_of),
+                operators: operators.list.as_slice().into(),
+                partition_of: Arc::clone(&self.partition_of),
             };
             match loader.load_snapshot(snapshot).await {
                 Ok(bytes) => {
                     report.bytes += bytes;
-                    base = Some((snapshot, loader));
+                    base = Some((snapshot, loader, operators));
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -483,7 +502,7 @@ impl StateStore {
                 Err(error) => return Err(error),
             }
         }
-        let (base, loader) = base.ok_or_else(|| {
+        let (base, loader, operators) = base.ok_or_else(|| {
             Error::new(
                 class::CHECKPOINT_CORRUPT,
                 format!(
@@ -500,13 +519,9 @@ impl StateStore {
         self.chain = loader.apply_deltas(at, base_version).await?;
         report.deltas = self.chain.len() as u64;
         report.bytes += self.chain.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        self.operators = loader.operators.to_vec();
-        for (operator, expected) in self.operators.iter().zip(&at.rows) {
-            let mut rows = 0;
-            for partition in &operator.partitions {
-                rows += lock(partition)?.rows();
-            }
-            if rows != *expected {
+        let rows = loader.finish().await?;
+        for ((operator, rows), expected) in operators.list.iter().zip(&rows).zip(&at.rows) {
+            if rows != expected {
                 return Err(Error::new(
                     class::CHECKPOINT_CORRUPT,
                     format!(
@@ -516,389 +531,12 @@ impl StateStore {
                     ),
                 ));
             }
-            report.rows += rows;
         }
+        report.rows = rows.iter().sum();
+        self.operators = operators;
         self.current = at.clone();
         self.current.snapshots.drain(..report.repairs.len().min(at.snapshots.len()));
         report.duration = self.env.clock.monotonic().saturating_sub(started);
         Ok(report)
-    }
-}
-
-impl Operator {
-    /// An operator without rows, with room for so many; the number is a hint that may be wrong.
-    fn empty(spec: StateSpec, layout: Arc<Layout>, partitions: usize, rows: u64) -> Self {
-        let share = rows.min(1 << 26) as usize / partitions;
-        let partition = |_| {
-            let mut partition = MemoryPartition::with_layout(Arc::clone(&layout));
-            partition.reserve(share + share / 16);
-            Arc::new(Mutex::new(partition))
-        };
-        let partitions = (0..partitions).map(partition).collect();
-        Self { spec, layout, partitions }
-    }
-
-    /// The same operator with partitions of its own, without rows.
-    fn emptied(&self, room: u64) -> Self {
-        Self::empty(self.spec.clone(), Arc::clone(&self.layout), self.partitions.len(), room)
-    }
-
-    fn section(&self, partition: usize, content: Content, rows: u64, bytes: &Bytes) -> Section {
-        Section {
-            operator: self.spec.operator,
-            name: self.spec.name.clone(),
-            partition,
-            content,
-            keys: self.spec.keys,
-            schema_version: SCHEMA_VERSION,
-            rows,
-            bytes: bytes.len() as u64,
-        }
-    }
-
-    fn encode_changes(&self, number: usize, partition: &Partition) -> Result<Vec<(Section, Bytes)>> {
-        let changes = lock(partition)?.changes()?;
-        let mut sections = Vec::new();
-        for (content, schema, batches) in [
-            (Content::Rows, self.layout.schema(), changes.rows),
-            (Content::Removed, self.layout.key_schema(), changes.removed),
-        ] {
-            if !batches.is_empty() {
-                let rows = batches.iter().map(|batch| batch.num_rows() as u64).sum();
-                let bytes = file::encode_section(schema, &batches)?;
-                sections.push((self.section(number, content, rows, &bytes), bytes));
-            }
-        }
-        Ok(sections)
-    }
-}
-
-/// A snapshot that is being written.
-struct Snapshot {
-    env: Env,
-    dir: Path,
-    version: u64,
-    epoch: u64,
-    part_bytes: usize,
-    /// What is still to be written.
-    sources: VecDeque<Source>,
-    /// Keeps the rows in their chunks.
-    _pin: Arc<()>,
-}
-
-/// Chunks of a partition.
-struct Source {
-    operator: Operator,
-    number: usize,
-    chunks: std::ops::Range<usize>,
-}
-
-/// So many chunks are decoded together.
-const CHUNK_GROUP: usize = 4;
-
-impl Snapshot {
-    async fn write(mut self) -> Result<SnapshotRef> {
-        let mut written = SnapshotRef { version: self.version, epoch: self.epoch, parts: 0, rows: 0, bytes: 0 };
-        while !self.sources.is_empty() {
-            let (rest, encoded) = blocking(move || {
-                let encoded = self.encode_part()?;
-                Ok((self, encoded))
-            })
-            .await?;
-            self = rest;
-            let (sections, payload): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
-            if sections.is_empty() {
-                break;
-            }
-            written.rows += sections.iter().map(|section: &Section| section.rows).sum::<u64>();
-            let header = Header {
-                kind: Kind::Snapshot,
-                version: self.version,
-                epoch: self.epoch,
-                part: written.parts,
-                previous: None,
-                partitions: sections.iter().map(|section| section.partition + 1).max().unwrap_or(0),
-                sections,
-            };
-            let file = file::encode(&header, payload)?;
-            let path = snapshot_path(&self.dir, self.version, self.epoch, written.parts);
-            if file::create(&self.env, &path, &file).await? == Outcome::Occupied {
-                return Err(Error::new(class::FENCED, format!("{path} was written by another process")));
-            }
-            written.parts += 1;
-            written.bytes += file.bytes;
-        }
-        Ok(written)
-    }
-
-    /// The sections of the next file. Partitions take turns, so that a reader can fill several at a time.
-    fn encode_part(&mut self) -> Result<Vec<(Section, Bytes)>> {
-        let mut sections = Vec::new();
-        let mut bytes = 0;
-        while bytes < self.part_bytes
-            && let Some(mut source) = self.sources.pop_front()
-        {
-            if let Some((section, payload)) = source.encode_section(self.part_bytes)? {
-                bytes += payload.len();
-                sections.push((section, payload));
-            }
-            if !source.chunks.is_empty() {
-                self.sources.push_back(source);
-            }
-        }
-        Ok(sections)
-    }
-}
-
-impl Source {
-    /// The next chunks as a section of about this size.
-    fn encode_section(&mut self, max_bytes: usize) -> Result<Option<(Section, Bytes)>> {
-        let layout = &self.operator.layout;
-        let partition = &self.operator.partitions[self.number];
-        let mut writer = StreamWriter::try_new_with_options(Vec::new(), layout.schema(), file::ipc_options()?)?;
-        let mut rows = 0;
-        loop {
-            // The partition is held only while one chunk is copied.
-            let group: Vec<Vec<u8>> = self
-                .chunks
-                .by_ref()
-                .take(CHUNK_GROUP)
-                .map(|chunk| Ok(lock(partition)?.copy_chunk(chunk)))
-                .collect::<Result<_>>()?;
-            for batch in committed_rows(layout, &group)? {
-                rows += batch.num_rows() as u64;
-                writer.write(&batch)?;
-            }
-            if self.chunks.is_empty() || writer.get_ref().len() >= max_bytes {
-                break;
-            }
-        }
-        if rows == 0 {
-            return Ok(None);
-        }
-        let bytes = Bytes::from(writer.into_inner()?);
-        Ok(Some((self.operator.section(self.number, Content::Rows, rows, &bytes), bytes)))
-    }
-}
-
-/// Reads versions back.
-#[derive(Clone)]
-struct Loader {
-    env: Env,
-    dir: Path,
-    operators: Arc<[Operator]>,
-    partition_of: PartitionOf,
-}
-
-impl Loader {
-    /// How many files are read or worked on at a time.
-    fn concurrency(&self) -> usize {
-        self.operators.first().map_or(1, |operator| operator.partitions.len()) + 1
-    }
-
-    /// Loads a snapshot, or nothing for the beginning; returns the bytes read. Its rows may come in any order.
-    async fn load_snapshot(&self, snapshot: Option<&SnapshotRef>) -> Result<u64> {
-        let Some(snapshot) = snapshot else { return Ok(0) };
-        let (rows, bytes) = stream::iter(0..snapshot.parts)
-            .map(|part| async move {
-                let path = snapshot_path(&self.dir, snapshot.version, snapshot.epoch, part);
-                let file = self.read(&path, (Kind::Snapshot, snapshot.version, snapshot.epoch, part)).await?;
-                let rows: u64 = file.header.sections.iter().map(|section| section.rows).sum();
-                let bytes = file.bytes;
-                self.apply(&path, file).await?;
-                Ok::<_, Error>((rows, bytes))
-            })
-            .buffer_unordered(self.concurrency())
-            .try_fold((0, 0), |sum, part| async move { Ok((sum.0 + part.0, sum.1 + part.1)) })
-            .await?;
-        if rows != snapshot.rows {
-            let path = snapshot_path(&self.dir, snapshot.version, snapshot.epoch, 0);
-            return Err(file::damaged(&path, &format!("the snapshot has {rows} rows instead of {}", snapshot.rows)));
-        }
-        Ok(bytes)
-    }
-
-    /// Applies the deltas after a version, in order; returns their versions and sizes.
-    async fn apply_deltas(&self, at: &StateRef, base: u64) -> Result<Vec<(u64, u64)>> {
-        let mut files = stream::iter(at.deltas_behind(base))
-            .map(|(version, epoch)| async move {
-                let path = delta_path(&self.dir, version, epoch);
-                let file = self.read(&path, (Kind::Delta, version, epoch, 0)).await;
-                (path, file)
-            })
-            .buffered(self.concurrency());
-        let mut chain = Vec::new();
-        let mut known = base;
-        let mut previous: Option<DeltaId> = None;
-        let incomplete = |known: u64, error: Error| {
-            if error.kind() != ErrorKind::Corrupt {
-                return error;
-            }
-            Error::new(
-                class::CHECKPOINT_CORRUPT,
-                format!(
-                    "{}; version {} of the state cannot be rebuilt without it, version {known} can: restore the file from a backup, \
-                     or go back to the commit of that version",
-                    error.message(),
-                    at.version
-                ),
-            )
-            .caused_by(error)
-        };
-        while let Some((path, file)) = files.next().await {
-            let file = file.map_err(|error| incomplete(known, error))?;
-            let id = DeltaId {
-                version: file.header.version,
-                epoch: file.header.epoch,
-                crc32c: file.crc32c,
-                bytes: file.bytes,
-            };
-            let follows = previous.is_none() || file.header.previous == previous;
-            let is_newest = at.newest.is_none_or(|newest| newest.version != id.version || newest == id);
-            if !follows || !is_newest {
-                return Err(incomplete(known, file::damaged(&path, "it is not the file that the commit log means")));
-            }
-            self.apply(&path, file).await.map_err(|error| incomplete(known, error))?;
-            chain.push((id.version, id.bytes));
-            known = id.version;
-            previous = Some(id);
-        }
-        Ok(chain)
-    }
-
-    async fn read(&self, path: &Path, expected: (Kind, u64, u64, u64)) -> Result<Decoded> {
-        let bytes = file::read(&self.env, path).await?;
-        let file = {
-            let path = path.clone();
-            blocking(move || file::decode(&path, bytes)).await?
-        };
-        let header = &file.header;
-        if (header.kind, header.version, header.epoch, header.part) != expected {
-            return Err(file::damaged(path, "it is another file under this name"));
-        }
-        Ok(file)
-    }
-
-    /// Applies a file, its sections side by side.
-    async fn apply(&self, path: &Path, file: Decoded) -> Result<()> {
-        let sections = file.header.sections.into_iter().zip(file.sections).map(|(section, bytes)| {
-            let (loader, path) = (self.clone(), path.clone());
-            blocking(move || loader.apply_section(&path, &section, &bytes))
-        });
-        try_join_all(sections).await?;
-        Ok(())
-    }
-
-    fn apply_section(&self, path: &Path, section: &Section, bytes: &[u8]) -> Result<()> {
-        let mismatch = |what: String| {
-            Error::new(
-                class::CHECKPOINT_MISMATCH,
-                format!("{path}: {what}: use another checkpoint, or the query it was written by"),
-            )
-        };
-        let found = self.operators.iter().position(|operator| operator.spec.operator == section.operator);
-        let (number, operator) = found
-            .map(|number| (number, &self.operators[number]))
-            .filter(|(_, operator)| operator.spec.name == section.name && operator.spec.keys == section.keys)
-            .ok_or_else(|| {
-                mismatch(format!(
-                    "it has state of operator {} ({}, {} key columns), which the query does not have",
-                    section.operator, section.name, section.keys
-                ))
-            })?;
-        if section.schema_version > SCHEMA_VERSION {
-            return Err(Error::new(
-                class::CHECKPOINT_NEWER,
-                format!(
-                    "{path} has schema version {}, this version reads up to {SCHEMA_VERSION}: use the version that wrote it",
-                    section.schema_version
-                ),
-            ));
-        }
-        let layout = &operator.layout;
-        let expected = match section.content {
-            Content::Rows => layout.schema(),
-            Content::Removed => layout.key_schema(),
-        };
-        let check = |schema: &Schema| {
-            if types(schema).eq(types(expected)) {
-                return Ok(());
-            }
-            Err(mismatch(format!(
-                "operator {} ({}) has the columns {}, the query keeps {}",
-                section.operator,
-                section.name,
-                types(schema).collect::<Vec<_>>().join(", "),
-                types(expected).collect::<Vec<_>>().join(", ")
-            )))
-        };
-        file::decode_section(path, section, bytes, check, |batch| {
-            for (partition, rows) in self.spread(number, batch)? {
-                let partition = &operator.partitions[partition];
-                match section.content {
-                    // Only the last step holds the partition.
-                    Content::Rows => {
-                        let rows = layout.encode(&rows)?;
-                        lock(partition)?.put_encoded(&rows, false)?;
-                    }
-                    Content::Removed => {
-                        let keys = layout.encode_keys(rows.columns())?;
-                        lock(partition)?.remove_encoded(&keys, false);
-                    }
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Divides rows by the partition that they belong to.
-    fn spread(&self, operator: usize, batch: RecordBatch) -> Result<Vec<(usize, RecordBatch)>> {
-        let (keys, partitions) = (self.operators[operator].spec.keys, self.operators[operator].partitions.len());
-        if keys == 0 || partitions == 1 || batch.num_rows() == 0 {
-            return Ok(vec![(0, batch)]);
-        }
-        let targets = (self.partition_of)(operator, &batch.columns()[..keys], partitions)?;
-        if targets.len() != batch.num_rows() {
-            return Err(Error::bug(format!("{} partitions for {} rows", targets.len(), batch.num_rows())));
-        }
-        let mut rows = vec![Vec::new(); partitions];
-        for (row, target) in (0u32..).zip(&targets) {
-            rows.get_mut(*target as usize)
-                .ok_or_else(|| Error::bug(format!("partition {target} of {partitions}")))?
-                .push(row);
-        }
-        if let Some(only) = rows.iter().position(|rows| rows.len() == batch.num_rows()) {
-            return Ok(vec![(only, batch)]);
-        }
-        rows.into_iter()
-            .enumerate()
-            .filter(|(_, rows)| !rows.is_empty())
-            .map(|(partition, rows)| Ok((partition, take_record_batch(&batch, &UInt32Array::from(rows))?)))
-            .collect()
-    }
-}
-
-/// The types of all columns, for comparison and for people.
-fn types(schema: &Schema) -> impl Iterator<Item = String> {
-    schema.fields().iter().map(|field| field.data_type().to_string())
-}
-
-/// A partition, for changing or writing it. A thread that panicked may have left it half changed.
-fn lock(partition: &Partition) -> Result<MutexGuard<'_, MemoryPartition>> {
-    partition.lock().map_err(|_| {
-        Error::bug("a partition of the state was left behind by a panic: the query must be loaded from its checkpoint")
-    })
-}
-
-/// A partition, where it does not matter whether a thread panicked with it: the next [`lock`] fails.
-fn peek(partition: &Partition) -> MutexGuard<'_, MemoryPartition> {
-    partition.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs work that takes the processor for long on a thread that may be blocked.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Error::bug("work on the state did not end").caused_by(error)),
     }
 }

@@ -7,7 +7,7 @@ use arrow::compute::{cast, interleave_record_batch};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use perennial_core::Result;
-use perennial_core::state::{StatePartition, StateSpec};
+use perennial_core::state::{ScanPosition, StatePartition, StateSpec};
 
 /// One partition: whole batches as they were put, and where in them the newest row of each key is.
 pub(crate) struct MemoryState {
@@ -89,10 +89,10 @@ impl StatePartition for MemoryState {
         Ok(if due.is_empty() { vec![] } else { vec![self.take(&due)] })
     }
 
-    fn scan(&mut self) -> Result<Vec<RecordBatch>> {
+    fn scan_next(&mut self, position: &mut ScanPosition) -> Result<Option<RecordBatch>> {
         let mut all: Vec<_> = self.rows.values().copied().collect();
         all.sort_unstable();
-        Ok(if all.is_empty() { vec![] } else { vec![self.take(&all)] })
+        Ok((position.is_first() && !all.is_empty()).then(|| self.take(&all)))
     }
 
     fn rows(&self) -> u64 {

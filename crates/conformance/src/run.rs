@@ -215,7 +215,8 @@ impl<'c> Running<'c> {
             ran.before_input = ran.batches.len();
         }
         for (source, lines) in step.units() {
-            let stream = self.world.outside.streams.get(source).ok_or_else(|| format!("there is no source {source}"))?;
+            let stream =
+                self.world.outside.streams.get(source).ok_or_else(|| format!("there is no source {source}"))?;
             stream.push(lines);
         }
         if restarts.after_sink_failure {

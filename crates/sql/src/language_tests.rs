@@ -91,7 +91,8 @@ impl Recording {
 fn plain_maps(row: &Value) -> Value {
     let Value::Object(fields) = row else { return row.clone() };
     let plain = fields.iter().map(|(name, value)| {
-        let entries = value.as_array().filter(|items| !items.is_empty() && items.iter().all(|e| e.get("key").is_some()));
+        let entries =
+            value.as_array().filter(|items| !items.is_empty() && items.iter().all(|e| e.get("key").is_some()));
         let value = match entries {
             Some(entries) => {
                 entries.iter().map(|e| (e["key"].as_str().unwrap().to_owned(), e["value"].clone())).collect()

@@ -39,7 +39,8 @@ impl SqlPredicate {
         let df_schema = DFSchema::try_from(all.as_ref().clone())?;
         let mut parsed = ast::parse_expression(sql).map_err(|error| external_syntax(&error))?;
         ast::rewrite_expression(&mut parsed, schema.fields())?;
-        let planned = state.create_logical_expr_from_sql_expr(ExprWithAlias { expr: parsed, alias: None }, &df_schema)?;
+        let planned =
+            state.create_logical_expr_from_sql_expr(ExprWithAlias { expr: parsed, alias: None }, &df_schema)?;
         let expr = analyse::expression(planned, &df_schema)?;
         refuse_unstable(&expr, sql)?;
 

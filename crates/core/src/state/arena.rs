@@ -336,9 +336,9 @@ impl Arena {
     pub fn live_from(&self, (first, from): (usize, usize)) -> impl Iterator<Item = ((usize, usize), Record<'_>)> {
         self.chunks.iter().enumerate().skip(first).flat_map(move |(chunk, bytes)| {
             let start = if chunk == first { from } else { 0 };
-            records(bytes.get(start..).unwrap_or_default()).filter(|(_, record)| record.flags.live).map(
-                move |(offset, record)| ((chunk, start + offset + record.padded_bytes()), record),
-            )
+            records(bytes.get(start..).unwrap_or_default())
+                .filter(|(_, record)| record.flags.live)
+                .map(move |(offset, record)| ((chunk, start + offset + record.padded_bytes()), record))
         })
     }
 

@@ -445,7 +445,9 @@ impl StatePartition for DiskPartition {
             let (key, value) = match (&next_stored, changes.peek()) {
                 (None, None) => break,
                 (Some((stored_key, _)), changed) if changed.is_none_or(|(key, _)| stored_key < *key) => {
-                    let Some((key, value)) = std::mem::replace(&mut next_stored, stored.next().transpose()?) else { break };
+                    let Some((key, value)) = std::mem::replace(&mut next_stored, stored.next().transpose()?) else {
+                        break;
+                    };
                     (key, Some(value))
                 }
                 (found, _) => {

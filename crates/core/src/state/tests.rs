@@ -514,7 +514,8 @@ async fn a_type_that_state_cannot_hold_is_refused_at_open() {
         let mut fields = vec![field("first", DataType::Int64), field("second", DataType::Int64)];
         fields[column] = field("odd", data_type);
         let spec = StateSpec { schema: Arc::new(Schema::new(fields)), expiry: None, ..dedupe() };
-        let error = open(backend, &env(Arc::new(InMemory::new())), &Path::from("s"), &[spec], 1, None).await.unwrap_err();
+        let error =
+            open(backend, &env(Arc::new(InMemory::new())), &Path::from("s"), &[spec], 1, None).await.unwrap_err();
         assert_eq!(error.class(), class::STATE_UNSUPPORTED);
         for part in ["operator 2 (dedupe)", "`odd`", "Dictionary", ["key", "value"][column]] {
             assert!(error.to_string().contains(part), "{error}");
@@ -655,7 +656,8 @@ async fn every_version_can_be_reopened_with_any_number_of_partitions(backend: &B
             if random.chance(40) {
                 epoch += 1;
                 let partitions = 1 + random.below(5) as usize;
-                let (opened, report) = open_with(&env, &dir, &specs, partitions, Some(&state), eager(backend)).await.unwrap();
+                let (opened, report) =
+                    open_with(&env, &dir, &specs, partitions, Some(&state), eager(backend)).await.unwrap();
                 assert_eq!((report.version, report.repairs.len()), (version, 0));
                 assert_eq!(report.rows, models.iter().map(|model| model.len() as u64).sum::<u64>());
                 store = opened;
@@ -1175,7 +1177,8 @@ async fn the_fixture_of_format_1_is_readable(backend: &Backend) {
     if std::env::var_os("PERENNIAL_WRITE_FIXTURES").is_some() {
         let storage: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(&directory).unwrap());
         let (state, _) = checkpoint(backend, storage.clone(), &specs).await;
-        let (store, _) = open(backend, &env(storage.clone()), &Path::from("state"), &specs, 2, Some(&state)).await.unwrap();
+        let (store, _) =
+            open(backend, &env(storage.clone()), &Path::from("state"), &specs, 2, Some(&state)).await.unwrap();
         store.retain(&state).await.unwrap();
         put_text(storage.clone(), "state.json", serde_json::to_string_pretty(&state).unwrap()).await;
         put_text(storage, "rows.json", rows_text(&store)).await;
@@ -1186,7 +1189,8 @@ async fn the_fixture_of_format_1_is_readable(backend: &Backend) {
         async move { storage.get(&Path::from(name)).await.unwrap().bytes().await.unwrap() }
     };
     let state: StateRef = serde_json::from_slice(&read("state.json").await).unwrap();
-    let (store, report) = open(backend, &env(storage.clone()), &Path::from("state"), &specs, 3, Some(&state)).await.unwrap();
+    let (store, report) =
+        open(backend, &env(storage.clone()), &Path::from("state"), &specs, 3, Some(&state)).await.unwrap();
     assert_eq!((report.repairs.len(), report.deltas), (0, 2));
     assert_eq!(rows_text(&store).as_bytes(), read("rows.json").await);
 

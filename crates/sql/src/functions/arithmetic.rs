@@ -18,7 +18,9 @@ use datafusion::logical_expr::{
 use datafusion::physical_expr_common::datum::apply;
 
 use super::decimal::Scales;
-use super::types::{adjusted, as_decimal, bounded, common, is_decimal, is_integral, is_number, is_string, mismatch, sql_name};
+use super::types::{
+    adjusted, as_decimal, bounded, common, is_decimal, is_integral, is_number, is_string, mismatch, sql_name,
+};
 use crate::error::failed;
 
 /// A binary operation.
@@ -224,9 +226,8 @@ impl Arithmetic {
 
     fn by_zero<T>(&self) -> Result<Option<T>> {
         match self.operation {
-            Remainder | Modulus => self.failure(|| {
-                failed("REMAINDER_BY_ZERO", "the remainder of a division by 0: use try_mod() to get NULL")
-            }),
+            Remainder | Modulus => self
+                .failure(|| failed("REMAINDER_BY_ZERO", "the remainder of a division by 0: use try_mod() to get NULL")),
             _ => self.failure(divided_by_zero),
         }
     }
@@ -277,11 +278,7 @@ impl Arithmetic {
                 Remainder => l.mod_wrapping(r),
                 Modulus => {
                     let remainder = l.mod_wrapping(r);
-                    if remainder.is_lt(T::Native::ZERO) {
-                        remainder.add_wrapping(r).mod_wrapping(r)
-                    } else {
-                        remainder
-                    }
+                    if remainder.is_lt(T::Native::ZERO) { remainder.add_wrapping(r).mod_wrapping(r) } else { remainder }
                 }
             }))
         })

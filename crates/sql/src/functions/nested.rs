@@ -21,11 +21,18 @@ pub(super) static ALL: &[&Spec] = &[
     &Spec::new("subscript", Args::Custom(subscript_args), subscript_type, subscript),
     &Spec::new("get", Args::Fixed(2, &[Arg::Array, Arg::Int]), returns::element, |call| {
         let (list, index) = (call.array(0)?, call.numbers::<Int32Type>(1)?);
-        at(&list, call.returns, |row, _| Ok((index.is_valid(row) && index.value(row) >= 0).then(|| index.value(row) as usize)))
+        at(&list, call.returns, |row, _| {
+            Ok((index.is_valid(row) && index.value(row) >= 0).then(|| index.value(row) as usize))
+        })
     }),
     &Spec::new("element_at", Args::Custom(subscript_args), subscript_type, |call| element_at(call, false)),
     &Spec::new("try_element_at", Args::Custom(subscript_args), subscript_type, |call| element_at(call, true)),
-    &Spec::new("array", Args::Common(0), |types, _, _| Ok(list_of(types.first().cloned().unwrap_or(DataType::Null))), array),
+    &Spec::new(
+        "array",
+        Args::Common(0),
+        |types, _, _| Ok(list_of(types.first().cloned().unwrap_or(DataType::Null))),
+        array,
+    ),
     &Spec::new("named_struct", Args::Many(0, Arg::Any), struct_type, named_struct),
     &Spec::new("map", Args::Custom(map_args), map_type, map),
     &Spec::new("size", Args::Fixed(1, &[Arg::Any]), returns::int, size).or(&["cardinality"]),
@@ -147,11 +154,7 @@ fn subscript_type(types: &[DataType], constants: &[Option<&ScalarValue>], zone: 
 }
 
 /// Takes from each list the element that `index` names, given the row and the list's length; NULL where it names none.
-fn at(
-    list: &ArrayRef,
-    returns: &DataType,
-    index: impl Fn(usize, usize) -> Result<Option<usize>>,
-) -> Result<ArrayRef> {
+fn at(list: &ArrayRef, returns: &DataType, index: impl Fn(usize, usize) -> Result<Option<usize>>) -> Result<ArrayRef> {
     let Some(list) = list.as_list_opt::<i32>() else { return Ok(new_null_array(returns, list.len())) };
     let offsets = list.value_offsets();
     let positions: Result<UInt32Array> = (0..list.len())
@@ -257,14 +260,19 @@ fn array(call: &Call<'_>) -> Result<ArrayRef> {
 
 fn struct_type(types: &[DataType], constants: &[Option<&ScalarValue>], _: &Arc<str>) -> Result<DataType> {
     if !types.len().is_multiple_of(2) {
-        return Err(refused_analysis("WRONG_NUM_ARGS.WITHOUT_SUGGESTION", "named_struct() needs pairs of name and value"));
+        return Err(refused_analysis(
+            "WRONG_NUM_ARGS.WITHOUT_SUGGESTION",
+            "named_struct() needs pairs of name and value",
+        ));
     }
     let fields: Result<Vec<Field>> = types
         .chunks(2)
         .zip(constants.chunks(2))
         .map(|(types, constants)| match (types, constants) {
             ([_, value], [Some(ScalarValue::Utf8(Some(name))), _]) => Ok(Field::new(name, value.clone(), true)),
-            _ => Err(mismatch("CREATE_NAMED_STRUCT_WITHOUT_FOLDABLE_STRING", "the names of a struct are constant texts")),
+            _ => {
+                Err(mismatch("CREATE_NAMED_STRUCT_WITHOUT_FOLDABLE_STRING", "the names of a struct are constant texts"))
+            }
         })
         .collect();
     Ok(DataType::Struct(fields?.into()))
@@ -363,7 +371,10 @@ fn size(call: &Call<'_>) -> Result<ArrayRef> {
         DataType::Map(..) => lengths(of.as_map().value_offsets()),
         DataType::Null => new_null_array(&DataType::Int32, call.rows),
         other => {
-            return Err(mismatch("UNEXPECTED_INPUT_TYPE", format!("size() needs an ARRAY or a MAP, not {}", sql_name(other))));
+            return Err(mismatch(
+                "UNEXPECTED_INPUT_TYPE",
+                format!("size() needs an ARRAY or a MAP, not {}", sql_name(other)),
+            ));
         }
     })
 }

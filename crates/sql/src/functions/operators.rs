@@ -25,10 +25,7 @@ pub(crate) struct SparkOperators {
 }
 
 fn is_time(data_type: &DataType) -> bool {
-    matches!(
-        data_type,
-        DataType::Date32 | DataType::Timestamp(..) | DataType::Interval(_) | DataType::Duration(_)
-    )
+    matches!(data_type, DataType::Date32 | DataType::Timestamp(..) | DataType::Interval(_) | DataType::Duration(_))
 }
 
 impl ExprPlanner for SparkOperators {

@@ -150,7 +150,9 @@ pub(crate) fn adjusted(precision: i32, scale: i32) -> DataType {
 
 /// The type to which both can be brought without a cast by the user.
 pub(crate) fn common(left: &DataType, right: &DataType) -> Option<DataType> {
-    use DataType::{Binary, Boolean, Date32, Float32, Float64, Int64, Interval, List, Map, Null, Struct, Timestamp, Utf8};
+    use DataType::{
+        Binary, Boolean, Date32, Float32, Float64, Int64, Interval, List, Map, Null, Struct, Timestamp, Utf8,
+    };
     if left == right {
         return Some(left.clone());
     }

@@ -9,9 +9,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result, ScalarValue, plan_err};
 use datafusion::logical_expr::expr::{Alias, HigherOrderFunction, InList, Lambda, LambdaVariable, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::type_coercion::functions::{
-    fields_with_udf, value_fields_with_higher_order_udf,
-};
+use datafusion::logical_expr::type_coercion::functions::{fields_with_udf, value_fields_with_higher_order_udf};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
     Between, BinaryExpr, Case, Expr, ExprSchemable, LambdaParametersProgress, Like, LogicalPlan, LogicalPlanBuilder,
@@ -323,10 +321,8 @@ impl Analysis<'_> {
                 Some(self.boxed(operand, &common)?)
             }
             None => {
-                conditions = conditions
-                    .into_iter()
-                    .map(|condition| self.condition(condition, "WHEN"))
-                    .collect::<Result<_>>()?;
+                conditions =
+                    conditions.into_iter().map(|condition| self.condition(condition, "WHEN")).collect::<Result<_>>()?;
                 None
             }
         };

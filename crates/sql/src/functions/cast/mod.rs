@@ -31,7 +31,10 @@ pub(crate) fn cast_to(expr: Expr, from: &DataType, to: &DataType, lenient: bool)
         return Ok(expr);
     }
     if !castable(from, to) {
-        return Err(mismatch("CAST_WITHOUT_SUGGESTION", format!("{} cannot be cast to {}", sql_name(from), sql_name(to))));
+        return Err(mismatch(
+            "CAST_WITHOUT_SUGGESTION",
+            format!("{} cannot be cast to {}", sql_name(from), sql_name(to)),
+        ));
     }
     // DataFusion knows these well, also when it optimises.
     let widens = match (from, to) {
@@ -142,8 +145,7 @@ pub(crate) fn cast_array(array: &ArrayRef, to: &DataType, lenient: bool) -> Resu
                 .map(|(field, column)| cast_array(column, field.data_type(), lenient))
                 .collect::<Result<Vec<_>>>()?;
             let pairs = StructArray::try_new(fields.clone(), columns, None)?;
-            let map =
-                MapArray::try_new(entries.clone(), map.offsets().clone(), pairs, map.nulls().cloned(), *sorted)?;
+            let map = MapArray::try_new(entries.clone(), map.offsets().clone(), pairs, map.nulls().cloned(), *sorted)?;
             Ok(Arc::new(map))
         }
         (Struct(_), Struct(fields)) => {
@@ -197,11 +199,7 @@ fn malformed(text: &str, to: &DataType) -> DataFusionError {
 fn too_large(value: impl std::fmt::Display, from: &DataType, to: &DataType) -> DataFusionError {
     failed(
         "CAST_OVERFLOW",
-        format!(
-            "the {} {value} does not fit into {}: use try_cast() to get NULL",
-            sql_name(from),
-            sql_name(to)
-        ),
+        format!("the {} {value} does not fit into {}: use try_cast() to get NULL", sql_name(from), sql_name(to)),
     )
 }
 

@@ -128,7 +128,11 @@ impl Nested {
 
 /// A DOUBLE as Java prints it.
 pub(crate) fn double(value: f64, out: &mut String) {
-    if value.is_finite() { java(value.abs() >= 1e-3 && value.abs() < 1e7, value == 0.0, &value, out) } else { special(value, out) }
+    if value.is_finite() {
+        java(value.abs() >= 1e-3 && value.abs() < 1e7, value == 0.0, &value, out)
+    } else {
+        special(value, out)
+    }
 }
 
 /// A FLOAT as Java prints it.

@@ -126,7 +126,8 @@ pub fn refusal(condition: Option<&str>, causes: &[String], error: &Error, detail
 fn condition_of(message: &str) -> Option<&str> {
     message.split(|c: char| c.is_whitespace() || c == '[' || c == ']').find_map(|word| {
         let word = word.strip_suffix(':').unwrap_or(word);
-        let fits = word.contains('_') && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || "_.".contains(c));
+        let fits = word.contains('_')
+            && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || "_.".contains(c));
         fits.then_some(word)
     })
 }

@@ -43,8 +43,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let options =
-        Options { restart_every_batch: args.restart_every_batch, state_backend: args.state_backend, details: args.details };
+    let options = Options {
+        restart_every_batch: args.restart_every_batch,
+        state_backend: args.state_backend,
+        details: args.details,
+    };
     let results = files(&args.paths).and_then(|files| run_all(files, options));
     let results = match results {
         Ok(results) if results.is_empty() => Err("there are no case files".to_owned()),
@@ -162,6 +165,10 @@ mod tests {
             .filter(|(_, result)| matches!(result, Ok(Passed::Forgetful)))
             .map(|(name, _)| name.as_str())
             .collect();
-        assert_eq!(forgetful, listed(include_str!("../spark-forgets.txt")), "those of spark-forgets.txt, and no others");
+        assert_eq!(
+            forgetful,
+            listed(include_str!("../spark-forgets.txt")),
+            "those of spark-forgets.txt, and no others"
+        );
     }
 }

@@ -94,7 +94,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 async fn in_new_world(case: &Case, options: Options, recorded_restarts: WatermarkAfterRestart) -> Result<(), String> {
-    let world = World::new(case);
+    let world = World::new(case, options.state_backend);
     if case.is_refused() {
         return refused(case, world, options).await;
     }
@@ -143,12 +143,15 @@ struct World<'c> {
 }
 
 impl<'c> World<'c> {
-    fn new(case: &'c Case) -> Self {
+    fn new(case: &'c Case, state: StateBackend) -> Self {
+        let checkpoint: Arc<dyn ObjectStore> = match state {
+            StateBackend::Memory => Arc::new(InMemory::new()),
+        };
         let letters: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         Self {
             case,
             outside: Outside::new(case),
-            env: world::env(Arc::new(InMemory::new()), 0),
+            env: world::env(checkpoint, 0),
             dead_letters: Arc::new(FileDeadLetters::new(letters.clone(), Arc::new(letters), "dead letters")),
         }
     }
@@ -215,7 +218,8 @@ impl<'c> Running<'c> {
             ran.before_input = ran.batches.len();
         }
         for (source, lines) in step.units() {
-            let stream = self.world.outside.streams.get(source).ok_or_else(|| format!("there is no source {source}"))?;
+            let stream =
+                self.world.outside.streams.get(source).ok_or_else(|| format!("there is no source {source}"))?;
             stream.push(lines);
         }
         if restarts.after_sink_failure {

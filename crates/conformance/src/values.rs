@@ -36,7 +36,9 @@ fn value(array: &dyn Array, row: usize) -> Value {
         DataType::Float32 => float(array.as_primitive::<Float32Type>().value(row).into()),
         DataType::Float64 => float(array.as_primitive::<Float64Type>().value(row)),
         DataType::Decimal128(_, _) => json!(array.as_primitive::<Decimal128Type>().value_as_string(row)),
-        DataType::Binary => json!(base64::engine::general_purpose::STANDARD.encode(array.as_binary::<i32>().value(row))),
+        DataType::Binary => {
+            json!(base64::engine::general_purpose::STANDARD.encode(array.as_binary::<i32>().value(row)))
+        }
         DataType::Date32 => {
             let date = array.as_primitive::<Date32Type>().value_as_date(row);
             json!(date.map(|date| date.to_string()))
@@ -151,7 +153,10 @@ fn same(ours: &Value, theirs: &Value, data_type: &DataType) -> bool {
         (DataType::Float64, Value::Number(ours), Value::Number(theirs)) => close(ours.as_f64(), theirs.as_f64()),
         (DataType::Struct(fields), ..) => same_fields(ours, theirs, fields),
         (
-            DataType::List(item) | DataType::LargeList(item) | DataType::ListView(item) | DataType::FixedSizeList(item, _),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::ListView(item)
+            | DataType::FixedSizeList(item, _),
             Value::Array(ours),
             Value::Array(theirs),
         ) => {

@@ -120,7 +120,14 @@ mod tests {
             (vec![Replay::Exact], true, vec!["t"], D::IdempotentByKey, AtLeastOnce, Some("table t may have changed")),
             (vec![Replay::Exact], true, vec!["t"], D::IdempotentByBatch, ExactlyOnce, None),
             (vec![Replay::Exact], true, vec![], D::Append, AtLeastOnce, Some("sink out")),
-            (vec![Replay::Exact, Replay::AtLeastOnce], true, vec![], D::IdempotentByBatch, AtLeastOnce, Some("source s1")),
+            (
+                vec![Replay::Exact, Replay::AtLeastOnce],
+                true,
+                vec![],
+                D::IdempotentByBatch,
+                AtLeastOnce,
+                Some("source s1"),
+            ),
             (vec![Replay::AtLeastOnce, Replay::Lost], true, vec![], D::Append, AtMostOnce, Some("source s1")),
         ] {
             let names = ["s0", "s1"];

@@ -485,7 +485,8 @@ impl Query {
         for input in self.spec.plan.inputs() {
             if input.is_static {
                 let table = self.tables.iter().find(|table| table.name() == input.source);
-                let table = table.ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
+                let table =
+                    table.ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
                 inputs.push(vec![table.rows(&input.columns)?]);
                 continue;
             }
@@ -534,7 +535,7 @@ impl Query {
             late: outcome.late,
             dead_lettered: letters,
             dropped: intake.dropped(),
-            multiplied: outcome.multiplied,
+            multiplied: outcome.multiplied + intake.repeated(),
         };
         let missing = counts.missing(!self.spec.plan.state().is_empty());
         if missing != 0 {

@@ -20,8 +20,8 @@ use perennial_core::table::{Refresh, TableFactory};
 use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 
 use crate::job_file::{
-    self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile, JobFileError, LoadedJobFile,
-    Lookup, Origin, Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
+    self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile,
+    JobFileError, LoadedJobFile, Lookup, Origin, Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -114,11 +114,7 @@ impl JobSource {
 
     /// Drops records whose values in these columns came before. `within_watermark`: as Spark's `dropDuplicatesWithinWatermark`.
     #[must_use]
-    pub fn deduplicate(
-        mut self,
-        columns: impl IntoIterator<Item = impl Into<String>>,
-        within_watermark: bool,
-    ) -> Self {
+    pub fn deduplicate(mut self, columns: impl IntoIterator<Item = impl Into<String>>, within_watermark: bool) -> Self {
         let columns = columns.into_iter().map(Into::into).collect();
         self.deduplicate = Some(DeduplicateSettings { columns, within_watermark });
         self
@@ -329,7 +325,10 @@ impl Job {
             let path = format!("tables.{name}");
             table_name(name, "table", &path, &mut found);
             found.check(!self.sources.contains_key(name), &path, || {
-                (format!("`{name}` is a source, too"), "sources and tables are tables in SQL: give one of them another name")
+                (
+                    format!("`{name}` is a source, too"),
+                    "sources and tables are tables in SQL: give one of them another name",
+                )
             });
             columns(&table.schema, &path, &mut found);
         }

@@ -265,13 +265,8 @@ impl Looked {
     pub fn guarantee(&self, job: &Job, query: &QuerySpec) -> Result<Computed, Fault> {
         let replays = self.sources.iter().map(|(name, source)| (name.as_str(), source.replay()));
         let sink = (query.name.as_str(), self.sink.delivery());
-        let computed = guarantee::compute(
-            replays,
-            query.plan.deterministic(),
-            query.changing_tables(),
-            sink,
-            query.output_mode,
-        );
+        let computed =
+            guarantee::compute(replays, query.plan.deterministic(), query.changing_tables(), sink, query.output_mode);
         computed.demand(job.guarantee).map_err(fault("guarantee"))?;
         Ok(computed)
     }

@@ -94,7 +94,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 async fn in_new_world(case: &Case, options: Options, recorded_restarts: WatermarkAfterRestart) -> Result<(), String> {
-    let world = World::new(case);
+    let world = World::new(case, options.state_backend);
     if case.is_refused() {
         return refused(case, world, options).await;
     }
@@ -143,12 +143,15 @@ struct World<'c> {
 }
 
 impl<'c> World<'c> {
-    fn new(case: &'c Case) -> Self {
+    fn new(case: &'c Case, state: StateBackend) -> Self {
+        let checkpoint: Arc<dyn ObjectStore> = match state {
+            StateBackend::Memory => Arc::new(InMemory::new()),
+        };
         let letters: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         Self {
             case,
             outside: Outside::new(case),
-            env: world::env(Arc::new(InMemory::new()), 0),
+            env: world::env(checkpoint, 0),
             dead_letters: Arc::new(FileDeadLetters::new(letters.clone(), Arc::new(letters), "dead letters")),
         }
     }

@@ -27,6 +27,7 @@ pub struct Intake {
     bytes: AtomicU64,
     dropped: AtomicU64,
     warned: AtomicU64,
+    repeated: AtomicU64,
     letters: Mutex<Vec<DeadLetter>>,
 }
 
@@ -49,6 +50,11 @@ impl Intake {
     /// Rows that broke a rule which only warns.
     pub fn warned(&self) -> u64 {
         self.warned.load(Relaxed)
+    }
+
+    /// Rows that a query which reads a source several times was given beyond the first time.
+    pub fn repeated(&self) -> u64 {
+        self.repeated.load(Relaxed)
     }
 
     /// Takes the records that were refused.
@@ -119,7 +125,11 @@ impl Gate {
             let at = (stream, first);
             first += decoded.rows.num_rows() as u64;
             let rows = gate.pass(decoded, position.as_ref(), account.then_some(&*intake), at, &take);
-            Ok(rows.at(|| format!("source {}", gate.source))?.project(&projection)?)
+            let rows = rows.at(|| format!("source {}", gate.source))?;
+            if !account {
+                intake.repeated.fetch_add(rows.num_rows() as u64, Relaxed);
+            }
+            Ok(rows.project(&projection)?)
         });
         Ok(rows.try_filter(|rows: &RecordBatch| future::ready(rows.num_rows() > 0)).boxed())
     }

@@ -535,7 +535,7 @@ impl Query {
             late: outcome.late,
             dead_lettered: letters,
             dropped: intake.dropped(),
-            multiplied: outcome.multiplied,
+            multiplied: outcome.multiplied + intake.repeated(),
         };
         let missing = counts.missing(!self.spec.plan.state().is_empty());
         if missing != 0 {

@@ -77,6 +77,26 @@ fn check(part: &str, replacement: &str, expected: &[&str]) {
 }
 
 #[test]
+fn settings_of_watermarks_and_duplicates_arrive() {
+    let text = JOB
+        .replace("    expectations:", "    deduplicate: { columns: [sensor_id], within_watermark: true }\n    expectations:")
+        .replace(
+            "output_mode: append",
+            "watermark_policy: max\n    watermark_after_restart: spark\n    no_data_batches: false",
+        );
+    let job = read(&text).unwrap();
+    let deduplicate = job.sources["readings"].deduplicate.clone().unwrap();
+    assert_eq!((deduplicate.columns, deduplicate.within_watermark), (vec!["sensor_id".to_owned()], true));
+    let query = &job.queries["per_minute"];
+    assert_eq!(query.watermark_policy, WatermarkPolicy::Max);
+    assert_eq!(query.watermark_after_restart, WatermarkAfterRestart::Spark);
+    assert!(!query.no_data_batches);
+    let plain = read(JOB).unwrap();
+    assert_eq!(plain.queries["per_minute"].watermark_after_restart, WatermarkAfterRestart::Keep);
+    assert!(plain.queries["per_minute"].no_data_batches && plain.sources["readings"].deduplicate.is_none());
+}
+
+#[test]
 fn the_job_itself_is_right() {
     let job = read(JOB).unwrap();
     assert_eq!((job.name.as_str(), job.version.as_str()), ("greenhouse", "1.0"));
@@ -223,6 +243,26 @@ fn wrong_values_are_told_with_line_key_and_what_is_expected() {
             " ",
             &["11: sources.readings.expectations.battery_in_range.check: the condition is empty …"],
         ),
+        (
+            "    expectations:",
+            "    deduplicate: { columns: [sensor, event_time] }\n    expectations:",
+            &["10: sources.readings.deduplicate.columns: the schema has no column `sensor` (did you mean `sensor_id`? …"],
+        ),
+        (
+            "    expectations:",
+            "    deduplicate: { columns: [], within_watermark: true }\n    expectations:",
+            &["10: sources.readings.deduplicate.columns: there are no columns to tell duplicates by …"],
+        ),
+        (
+            "    watermark: { column: event_time, delay: 10 minutes }",
+            "    deduplicate: { columns: [sensor_id], within_watermark: true }",
+            &["9: sources.readings.deduplicate: without a watermark nothing is within it (give the source a `watermark`)"],
+        ),
+        (
+            "output_mode: append",
+            "watermark_policy: average",
+            &["15: queries.per_minute.watermark_policy: unknown value `average` (…"],
+        ),
         ("  readings:", "  2 readings:", &["3: sources.2 readings: `2 readings` is not a name for a source …"]),
         ("  per_minute:", "  per/minute:", &["13: queries.per/minute: `per/minute` is not a name for a query …"]),
         ("SELECT sensor_id FROM readings", "\"\"", &["14: queries.per_minute.sql: the SQL is empty …"]),
@@ -353,7 +393,7 @@ fn an_error_shows_the_line() {
         read(&text).err().unwrap().to_string(),
         "error: unknown key `watermrk`\n --> job.yaml:9:5 (sources.readings.watermrk)\n  |\n9 |     watermrk: { column: event_time, delay: 10 \
          minutes }\n  |     ^^^^^^^^\n  = did you mean `watermark`? known: `kafka`, `files`, `simulate`, `format`, `schema`, `watermark`, \
-         `expectations`\n"
+         `deduplicate`, `expectations`\n"
     );
 }
 

@@ -21,27 +21,19 @@ pub(crate) struct Loop {
     /// Watermark of the batch before, and of the next one.
     late_ms: i64,
     pub(crate) watermark_ms: i64,
-    pub(crate) max_policy: bool,
 }
 
 /// One batch that ran.
 pub(crate) struct Ran {
     pub(crate) rows: Vec<RecordBatch>,
     pub(crate) outcome: PlanOutcome,
-    pub(crate) watermark_ms: i64,
-    pub(crate) next_watermark_ms: i64,
 }
 
 impl Loop {
     pub(crate) fn new(plan: Arc<dyn QueryPlan>) -> Self {
         let state = new_state(&*plan);
         let watermarks = vec![None; plan.inputs().len()];
-        Self { plan, state, next_batch: 0, watermarks, late_ms: 0, watermark_ms: 0, max_policy: false }
-    }
-
-    /// Whether the query tracks event time.
-    pub(crate) fn has_watermark(&self) -> bool {
-        self.plan.inputs().iter().any(|input| input.watermark_delay.is_some())
+        Self { plan, state, next_batch: 0, watermarks, late_ms: 0, watermark_ms: 0 }
     }
 
     /// Runs one batch. `inputs[i]` are the streams of input `i`, each a list of batches with the columns of the plan's input.
@@ -87,11 +79,11 @@ impl Loop {
         }
         let of_inputs = self.plan.inputs().iter().zip(&self.watermarks);
         let tracked = of_inputs.filter(|(input, _)| input.watermark_delay.is_some()).map(|(_, w)| w.unwrap_or(0));
-        let global = if self.max_policy { tracked.max() } else { tracked.min() }.unwrap_or(0);
+        let global = tracked.min().unwrap_or(0);
         self.next_batch += 1;
         self.late_ms = self.watermark_ms;
         self.watermark_ms = self.watermark_ms.max(global);
-        Ok(Ran { rows, outcome, watermark_ms: info.watermark_ms, next_watermark_ms: self.watermark_ms })
+        Ok(Ran { rows, outcome })
     }
 
     /// The state, for a batch that the test runs by itself.
@@ -102,11 +94,6 @@ impl Loop {
     /// A batch without rows.
     pub(crate) async fn empty_batch(&mut self) -> Result<Ran> {
         self.batch(self.plan.inputs().iter().map(|_| vec![]).collect()).await
-    }
-
-    /// Whether a batch without rows comes next.
-    pub(crate) fn wants_empty_batch(&self, last: &Ran) -> bool {
-        self.plan.wants_no_data_batch() && last.next_watermark_ms > last.watermark_ms
     }
 
     /// Stops and starts again: the state is written out and spread anew.

@@ -17,7 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedMessage;
 use rdkafka::{ClientConfig, Message, Offset as At, TopicPartitionList};
 
-use super::client::{Events, classify, config_error};
+use crate::kafka::{Events, classify, config_error};
 use super::settings::KafkaSource;
 use super::{Link, locked};
 use crate::sources::stream::Output;

@@ -98,7 +98,9 @@ fn advice(class: &ErrorClass) -> &'static str {
         "SinkRejected" => "; a record must fit `message.max.bytes` in `properties` and the topic's max.message.bytes",
         "AuthenticationFailed" => "; check `sasl.mechanism`, `sasl.username` and `sasl.password` in `properties`",
         "TlsFailed" => "; check `security.protocol` and the certificates (`ssl.ca.location`) in `properties`",
-        "AuthorizationFailed" => "; let the job's user use the topic and its consumer group, and for writing its transactional.id",
+        "AuthorizationFailed" => {
+            "; let the job's user use the topic and its consumer group, and for writing its transactional.id"
+        }
         "ConnectionLost" => "; check the network, and that `security.protocol` in `properties` is that of the listener",
         _ => "",
     }

@@ -75,7 +75,8 @@ pub(crate) fn admin(config: &ClientConfig) -> Result<AdminClient<DefaultClientCo
     for key in ["enable.idempotence", "transactional.id", "transaction.timeout.ms", "partitioner", "linger.ms"] {
         config.remove(key);
     }
-    for key in ["compression.type", "message.timeout.ms", "queue.buffering.max.messages", "queue.buffering.max.kbytes"] {
+    for key in ["compression.type", "message.timeout.ms", "queue.buffering.max.messages", "queue.buffering.max.kbytes"]
+    {
         config.remove(key);
     }
     config.create().map_err(|error| config_error(&error))
@@ -117,9 +118,9 @@ fn ask<T>(
 fn may_pass(error: &KafkaError) -> bool {
     match error {
         KafkaError::Transaction(error) => error.is_retriable(),
-        other => {
-            other.rdkafka_error_code().is_some_and(|code| is_silence(code) || code == RDKafkaErrorCode::UnstableOffsetCommit)
-        }
+        other => other
+            .rdkafka_error_code()
+            .is_some_and(|code| is_silence(code) || code == RDKafkaErrorCode::UnstableOffsetCommit),
     }
 }
 

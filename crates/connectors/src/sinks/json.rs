@@ -125,7 +125,11 @@ where
 }
 
 /// Values one by one into one buffer.
-pub(super) fn text_values(rows: usize, is_null: impl Fn(usize) -> bool, mut write: impl FnMut(usize, &mut Vec<u8>)) -> BinaryArray {
+pub(super) fn text_values(
+    rows: usize,
+    is_null: impl Fn(usize) -> bool,
+    mut write: impl FnMut(usize, &mut Vec<u8>),
+) -> BinaryArray {
     let mut values = BinaryBuilder::with_capacity(rows, rows * 16);
     let mut text = Vec::new();
     for row in 0..rows {
@@ -157,9 +161,8 @@ mod tests {
             ),
             (
                 Arc::new(Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true)),
-                Arc::new(
-                    TimestampMicrosecondArray::from(vec![Some(0), Some(-1), None]).with_timezone("UTC"),
-                ) as ArrayRef,
+                Arc::new(TimestampMicrosecondArray::from(vec![Some(0), Some(-1), None]).with_timezone("UTC"))
+                    as ArrayRef,
             ),
         ]);
         let decimals = Decimal128Array::from(vec![Some(1230), Some(-5), None]).with_precision_and_scale(10, 2);
@@ -173,7 +176,8 @@ mod tests {
             ("n", Arc::new(nested)),
         ];
         let rows: ArrayRef = Arc::new(StructArray::from(
-            arrow::array::RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap(),
+            arrow::array::RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))
+                .unwrap(),
         ));
         let lines = json_values(&rows, Style::Spark).unwrap();
         let lines: Vec<_> = lines.iter().map(|line| std::str::from_utf8(line.unwrap()).unwrap()).collect();

@@ -238,7 +238,12 @@ impl SinkFactory for KafkaSink {
             topic: ledger_topic.to_owned(),
         };
         let link = Link::new(self, ledger, &context).at(place)?;
-        Ok(Box::new(Kafka { link: Arc::new(link), layout: Arc::new(layout), env: context.env, session: Mutex::new(None) }))
+        Ok(Box::new(Kafka {
+            link: Arc::new(link),
+            layout: Arc::new(layout),
+            env: context.env,
+            session: Mutex::new(None),
+        }))
     }
 }
 

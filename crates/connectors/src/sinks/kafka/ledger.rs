@@ -190,7 +190,10 @@ mod tests {
         assert_eq!(at(hours(168), LostLedger::LeaveOut).unwrap(), Verdict::LeaveOut);
         let error = at(hours(170), LostLedger::Fail).unwrap_err();
         assert_eq!(error.class(), class::CHECKPOINT_MISMATCH);
-        assert!(error.to_string().contains("begun 170 hours ago") && error.to_string().contains("lost_ledger"), "{error}");
+        assert!(
+            error.to_string().contains("begun 170 hours ago") && error.to_string().contains("lost_ledger"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -84,7 +84,9 @@ impl Layout {
             return Ok(Self { value: Value::Row, key, key_required: update, topic, partition, timestamp, headers });
         }
         if !settings.key.is_empty() {
-            return wrong("with `format: columns` the key is in the column `key`; leave the setting `key` out".to_owned());
+            return wrong(
+                "with `format: columns` the key is in the column `key`; leave the setting `key` out".to_owned(),
+            );
         }
         let part = |name: &str, fits: &dyn Fn(&DataType) -> bool, types: &str| {
             let Some(at) = fields.iter().position(|f| f.name().eq_ignore_ascii_case(name)) else { return Ok(None) };
@@ -92,7 +94,11 @@ impl Layout {
                 true => Ok(Some(at)),
                 false => Err(Error::new(
                     class::CONFIG_INVALID,
-                    format!("column `{}` has the type {}; it must be {types}", fields[at].name(), fields[at].data_type()),
+                    format!(
+                        "column `{}` has the type {}; it must be {types}",
+                        fields[at].name(),
+                        fields[at].data_type()
+                    ),
                 )),
             }
         };
@@ -100,7 +106,10 @@ impl Layout {
         let text = |t: &DataType| matches!(Kind::of(t), Some(Kind::Text));
         let number = |t: &DataType| matches!(t, DataType::Int32 | DataType::Int16 | DataType::Int8);
         let Some(value) = part("value", &bytes, "STRING or BINARY")? else {
-            return wrong(format!("`format: columns` needs a column `value` (STRING or BINARY); the query gives {}", names()));
+            return wrong(format!(
+                "`format: columns` needs a column `value` (STRING or BINARY); the query gives {}",
+                names()
+            ));
         };
         let key = part("key", &bytes, "STRING or BINARY")?;
         let topic = part("topic", &text, "STRING")?;

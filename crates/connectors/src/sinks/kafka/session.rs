@@ -286,7 +286,8 @@ impl Session {
                 None => return Ok(None),
             }
         }
-        let note = Note { epoch: batch.epoch, rows: written.rows, digest: digest.to_string(), ..self.link.note.clone() };
+        let note =
+            Note { epoch: batch.epoch, rows: written.rows, digest: digest.to_string(), ..self.link.note.clone() };
         if written.duplicate {
             self.compare(batch, &note);
         } else if self.began.is_some() {
@@ -455,10 +456,9 @@ impl Session {
             );
         }
         match fatal {
-            Some((code, reason)) => Error::new(
-                classify(code, &reason),
-                format!("Kafka at {}: {what}: {reason}", settings.brokers),
-            ),
+            Some((code, reason)) => {
+                Error::new(classify(code, &reason), format!("Kafka at {}: {what}: {reason}", settings.brokers))
+            }
             None => self.producer.context().events.explain(error, &settings.brokers, what),
         }
     }
@@ -469,7 +469,9 @@ impl Session {
         let requests = self.link.requests(&self.producer.context().events, &serve);
         let told = || {
             let metadata = requests
-                .ask("listing the brokers", |timeout| self.producer.client().fetch_metadata(Some(&self.link.ledger.topic), timeout))
+                .ask("listing the brokers", |timeout| {
+                    self.producer.client().fetch_metadata(Some(&self.link.ledger.topic), timeout)
+                })
                 .ok()?;
             let broker = ResourceSpecifier::Broker(metadata.brokers().first()?.id());
             let options = AdminOptions::new().request_timeout(Some(self.link.settings.timeout.0));

@@ -5,11 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use arrow::array::BinaryBuilder;
 use arrow::array::{
     ArrayRef, AsArray, BinaryArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::array::{GenericListBuilder, StringBuilder, StructBuilder};
-use arrow::array::BinaryBuilder;
 use arrow::datatypes::{DataType, Field, Fields, Int64Type, Schema};
 use perennial_core::error::ErrorKind;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -446,7 +446,8 @@ async fn columns_are_the_parts_of_records() {
     let kafka = Kafka::with_topic("parts", 3).await;
     let other = format!("{}-other", kafka.topic);
     kafka.create(&other, 1).await;
-    let parts = Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)]);
+    let parts =
+        Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)]);
     let mut headers = GenericListBuilder::<i32, _>::new(StructBuilder::from_fields(parts, 0));
     let header = headers.values();
     header.field_builder::<StringBuilder>(0).unwrap().append_value("trace");
@@ -575,10 +576,9 @@ async fn brokers_that_are_away_are_noticed_at_once() {
     let rows = numbered(0, 1);
     let sink = KafkaSink::new(address.to_string(), "t").open(context(rows.schema(), OutputMode::Append)).unwrap();
     let began = Instant::now();
-    for error in [
-        sink.check().await.unwrap_err(),
-        sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err(),
-    ] {
+    for error in
+        [sink.check().await.unwrap_err(), sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err()]
+    {
         assert_eq!(error.class(), class::CONNECTION_REFUSED, "{error}");
     }
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
@@ -649,5 +649,8 @@ fn all_types_have_a_form_in_json_and_as_key() {
     assert_eq!(row["list"], json!([1, null]));
     let ids = rows["id"].as_primitive::<Int64Type>();
     assert_eq!(row["id"], ids.value(0));
-    assert_eq!(serde_json::from_slice::<serde_json::Value>(records.value(2).unwrap()).unwrap(), json!({"id": 3, "nested": {"s": "y"}}));
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(records.value(2).unwrap()).unwrap(),
+        json!({"id": 3, "nested": {"s": "y"}})
+    );
 }

@@ -12,10 +12,11 @@ use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
     Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
+use arrow::json::writer::EncoderOptions;
 use perennial_core::error::{Error, Result};
 use twox_hash::XxHash64;
 
-use super::json::{Style, json_values};
+use super::json::json_values;
 
 /// The kind of a column's values. Displayed as Spark's type name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,7 +313,7 @@ impl fmt::Display for Digest {
 
 /// Nested values as JSON.
 fn json_text(array: &ArrayRef) -> Result<StringArray> {
-    Ok(StringArray::try_from_binary(json_values(array, Style::Arrow)?)?)
+    Ok(StringArray::try_from_binary(json_values(array, &EncoderOptions::default())?)?)
 }
 
 const DAY: i64 = 86_400_000_000;

@@ -17,6 +17,7 @@
 //! up, so that readers of committed records do not wait for it. Of a process that is killed the next one ends it, or else the brokers
 //! do after `transaction_timeout`. An empty batch has no transaction.
 
+mod json;
 mod ledger;
 mod records;
 mod session;
@@ -54,7 +55,9 @@ pub struct KafkaSink {
     /// The topic to write to. It may be left out with `format: columns` where each row names its topic. Default: none.
     #[serde(default)]
     pub topic: Option<String>,
-    /// What a record is made of. Default: `json`.
+    /// What a record is made of. `json`: the value is the row as a JSON object, as Spark's `to_json` writes it. `columns`: the columns
+    /// are the parts of the record, as for Spark's Kafka sink: `value` (STRING or BINARY), and where they are wanted `key`, `topic`
+    /// (the setting `topic` goes before it), `partition` (INT) and `headers` (ARRAY<STRUCT<key STRING, value BINARY>>). Default: `json`.
     #[serde(default)]
     pub format: KafkaFormat,
     /// Columns that make up the record's key, by which Kafka's own hash (murmur2) chooses the partition. The key is the text of one
@@ -86,7 +89,8 @@ pub struct KafkaSink {
     #[serde(default)]
     pub ledger_topic: Option<String>,
     /// What happens to a batch that was begun so long ago that Kafka no longer knows whether it was written (see
-    /// `offsets.retention.minutes` of the brokers, 7 days by default). Default: `fail`.
+    /// `offsets.retention.minutes` of the brokers, 7 days by default): the query stops (`fail`), or, after somebody looked into the topic,
+    /// the batch is written (`write`) or left out (`leave_out`). Default: `fail`.
     #[serde(default)]
     pub lost_ledger: LostLedger,
     /// Properties of librdkafka, for TLS, SASL and tuning: `security.protocol: SASL_SSL`, `sasl.mechanism: SCRAM-SHA-512`,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, StructArray,
+    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
+    StructArray,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int32Type, Int64Type, TimeUnit};
@@ -11,9 +12,9 @@ use perennial_core::error::{Error, Result, class};
 use perennial_core::sink::{OutputMode, SinkContext};
 use rdkafka::message::{Header, OwnedHeaders};
 
-use super::{KafkaFormat, KafkaSink};
+use super::{KafkaFormat, KafkaSink, json};
 use crate::sinks::columns::{Column, Kind};
-use crate::sinks::json::{Style, json_values, text_values};
+use crate::sinks::json::json_values;
 
 /// Which columns become what.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Layout {
             }
             // Types that JSON has no form for are noticed now, not with the first row.
             let none: ArrayRef = Arc::new(StructArray::from(RecordBatch::new_empty(context.schema.clone())));
-            if let Err(error) = json_values(&none, Style::Spark) {
+            if let Err(error) = json_values(&none, &json::options()) {
                 return wrong(format!("the rows cannot be written as JSON: {error}; cast the column in the query"));
             }
             let (topic, partition, headers) = (None, None, None);
@@ -139,7 +140,7 @@ impl Layout {
         let values = match self.value {
             Value::Row => {
                 let rows: ArrayRef = Arc::new(StructArray::from(rows.clone()));
-                json_values(&rows, Style::Spark)?
+                json_values(&rows, &json::options())?
             }
             Value::Column(at) => bytes_of(rows.column(at))?,
         };
@@ -148,7 +149,7 @@ impl Layout {
             [at] => Some(key_of(rows.column(*at))?),
             several => {
                 let keys: ArrayRef = Arc::new(StructArray::from(rows.project(several)?));
-                Some(json_values(&keys, Style::Spark)?)
+                Some(json_values(&keys, &json::options())?)
             }
         };
         if self.key_required {
@@ -212,10 +213,21 @@ fn bytes_of(array: &ArrayRef) -> Result<BinaryArray> {
 fn key_of(array: &ArrayRef) -> Result<BinaryArray> {
     match Kind::of(array.data_type()) {
         Some(Kind::Text | Kind::Binary) => bytes_of(array),
-        Some(Kind::Json) => json_values(array, Style::Spark),
+        Some(Kind::Json) => json_values(array, &json::options()),
         Some(kind) => {
             let column = Column::new(array, kind)?;
-            Ok(text_values(array.len(), |row| column.is_null(row), |row, out| column.write_text(row, out)))
+            let mut keys = BinaryBuilder::with_capacity(array.len(), array.len() * 16);
+            let mut text = Vec::new();
+            for row in 0..array.len() {
+                if column.is_null(row) {
+                    keys.append_null();
+                } else {
+                    text.clear();
+                    column.write_text(row, &mut text);
+                    keys.append_value(&text);
+                }
+            }
+            Ok(keys.finish())
         }
         None => Err(Error::bug("a key of a type that no target takes")),
     }

@@ -265,8 +265,8 @@ async fn rows_arrive_once_and_a_repeated_batch_has_no_effect() {
     producer.flush(LIMIT).unwrap();
     let with_key_7: Vec<_> = kafka
         .read(&kafka.topic, "read_committed")
-        .into_iter()
-        .map(|(_, records)| records.iter().filter(|record| record.key() == Some(b"7")).count())
+        .into_values()
+        .map(|records| records.iter().filter(|record| record.key() == Some(b"7")).count())
         .collect();
     assert!(with_key_7.contains(&2), "{with_key_7:?}");
 }

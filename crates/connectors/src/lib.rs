@@ -2,6 +2,8 @@
 
 pub mod format;
 pub mod journal;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod registry;
 pub mod simulate;
 pub mod sinks;

@@ -100,6 +100,8 @@ registry! {
         "sqlite" = Sqlite(crate::sinks::sqlite::SqliteSink);
         "postgres" = Postgres(crate::sinks::postgres::PostgresSink);
         "influxdb" = InfluxDb(crate::sinks::influxdb::InfluxDbSink);
+        #[cfg(feature = "kafka")]
+        "kafka" = Kafka(crate::sinks::kafka::KafkaSink);
         "files" = Files(crate::sinks::files::FilesSink);
         "console" = Console(crate::sinks::console::ConsoleSink);
     }

@@ -2,21 +2,21 @@
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array,
-    Int16Array, Int32Array, Int64Array, RecordBatch, StringArray, StringBuilder, Time64MicrosecondArray,
-    TimestampMicrosecondArray,
+    Int16Array, Int32Array, Int64Array, RecordBatch, StringArray, Time64MicrosecondArray, TimestampMicrosecondArray,
 };
 use arrow::compute::cast;
 use arrow::datatypes::{
-    DataType, Date32Type, Decimal128Type, Field, FieldRef, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
+    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
     Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
-use arrow::json::writer::{EncoderOptions, make_encoder};
+use arrow::json::writer::EncoderOptions;
 use perennial_core::error::{Error, Result};
 use twox_hash::XxHash64;
+
+use super::json::json_values;
 
 /// The kind of a column's values. Displayed as Spark's type name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,21 +313,7 @@ impl fmt::Display for Digest {
 
 /// Nested values as JSON.
 fn json_text(array: &ArrayRef) -> Result<StringArray> {
-    let field: FieldRef = Arc::new(Field::new("value", array.data_type().clone(), true));
-    let options = EncoderOptions::default();
-    let mut encoder = make_encoder(&field, array, &options)?;
-    let mut text = StringBuilder::with_capacity(array.len(), array.len() * 32);
-    let mut buffer = Vec::new();
-    for row in 0..array.len() {
-        if array.is_null(row) {
-            text.append_null();
-        } else {
-            buffer.clear();
-            encoder.encode(row, &mut buffer);
-            text.append_value(std::str::from_utf8(&buffer).map_err(|e| Error::bug(format!("JSON is UTF-8: {e}")))?);
-        }
-    }
-    Ok(text.finish())
+    Ok(StringArray::try_from_binary(json_values(array, &EncoderOptions::default())?)?)
 }
 
 const DAY: i64 = 86_400_000_000;
@@ -415,7 +401,8 @@ pub(super) fn write_decimal(value: i128, scale: u8, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use arrow::array::{DictionaryArray, StringViewArray, StructArray, UInt64Array};
-    use arrow::datatypes::Int8Type;
+    use arrow::datatypes::{Field, Int8Type};
+    use std::sync::Arc;
 
     fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
         let mut out = Vec::new();

@@ -3,11 +3,12 @@
 //! | module | writes to | a repeated batch |
 //! |---|---|---|
 //! | [`sqlite`], [`postgres`] | tables | is found in the ledger and left out |
+//! | `kafka` | topics | is found in the ledger and left out |
 //! | [`files`] | Parquet, JSON lines, CSV | replaces its own files with the same rows |
 //! | [`influxdb`] | points | overwrites its own points with the same values |
 //! | [`console`] | the terminal | is printed again |
 //!
-//! `columns` turns Arrow arrays into the few kinds of values that targets know, `table` is what the SQL sinks share, `fault`
+//! `columns` turns Arrow arrays into the few kinds of values that targets know, `json` rows into text, `table` is what the SQL sinks share, `fault`
 //! classifies what goes wrong on the way to a server.
 
 mod columns;
@@ -15,6 +16,9 @@ pub mod console;
 mod fault;
 pub mod files;
 pub mod influxdb;
+mod json;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod postgres;
 pub mod sqlite;
 mod table;

@@ -26,9 +26,9 @@ use self::offsets::Offsets;
 use self::reader::{PartitionRange, Reader, Task};
 use super::stream::read_ahead;
 
-pub use self::client::classify;
 pub use self::producer::KafkaTarget;
-pub use self::settings::{Isolation, KafkaSource, Properties, StartingOffsets};
+pub use self::settings::{Isolation, KafkaSource, StartingOffsets};
+pub use crate::kafka::{Properties, classify};
 
 /// Name of the source's own log: where the query first began, as Spark keeps it.
 const LOG_FILE: &str = "0";

@@ -3,18 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::executor::block_on;
 use perennial_core::error::{Error, Result, class};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext};
 
-use super::client::{Events, ask, classify, config_error, missing_topic};
-use super::settings::Properties;
+use crate::kafka::{Events, Properties, Requests, classify, config_error, missing_topic};
 use crate::simulate::Progress;
 use crate::simulate::produce::Output;
 
@@ -103,38 +99,16 @@ impl KafkaOutput {
         self.producer.context().events.explain(error, &self.target.brokers, what)
     }
 
-    fn ask<T>(&self, what: &str, request: impl Fn(Duration) -> Result<T, KafkaError>) -> Result<T> {
-        let serve = || self.producer.poll(Duration::from_millis(5));
-        ask(&self.producer.context().events, TIMEOUT, serve, request).map_err(|error| self.explain(error, what))
-    }
-
     fn find_topic(&self, config: &ClientConfig) -> Result<()> {
-        let client = self.producer.client();
         let topic = &self.target.topic;
-        // All topics are asked for: asking for one by its name would make it on brokers that are set so.
-        let metadata = self.ask("listing the topics", |timeout| client.fetch_metadata(None, timeout))?;
-        if metadata.topics().iter().any(|known| known.name() == topic) {
-            return Ok(());
-        }
-        let Some(partitions) = self.target.create_partitions else {
-            let names = metadata.topics().iter().map(|known| known.name().to_owned()).collect();
-            return Err(missing_topic(&self.target.brokers, topic, names));
-        };
-        let what = format!("creating topic {topic}");
-        let mut config = config.clone();
-        // Properties of producers that a client for administration does not know would be warned about.
-        for key in ["enable.idempotence", "partitioner", "linger.ms", "compression.type"] {
-            config.remove(key);
-        }
-        let admin: AdminClient<DefaultClientContext> = config.create().map_err(|e| config_error(&e))?;
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-        match block_on(admin.create_topics([&new], &options)) {
-            Err(error) => Err(self.explain(error, &what)),
-            Ok(results) => match results.into_iter().next() {
-                None | Some(Ok(_)) | Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
-                Some(Err((_, code))) => Err(self.explain(KafkaError::AdminOp(code), &what)),
-            },
+        let serve = || self.producer.poll(Duration::from_millis(5));
+        let events = &self.producer.context().events;
+        let requests = Requests { events, brokers: &self.target.brokers, timeout: TIMEOUT, serve: &serve };
+        let names = requests.topics(self.producer.client())?;
+        match self.target.create_partitions {
+            _ if names.contains(topic) => Ok(()),
+            Some(partitions) => requests.create_topic(config, topic, partitions),
+            None => Err(missing_topic(&self.target.brokers, topic, names)),
         }
     }
 

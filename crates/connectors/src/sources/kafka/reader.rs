@@ -17,9 +17,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedMessage;
 use rdkafka::{ClientConfig, Message, Offset as At, TopicPartitionList};
 
-use super::client::{Events, classify, config_error};
 use super::settings::KafkaSource;
 use super::{Link, locked};
+use crate::kafka::{Events, classify, config_error};
 use crate::sources::stream::Output;
 
 /// A block is sent when it has this many bytes of values and keys, or records.

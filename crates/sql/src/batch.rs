@@ -99,7 +99,8 @@ impl Batch {
     /// Reads what no operator wanted.
     pub(crate) async fn drain(&self) -> Result<()> {
         // Streams of operators further down were given out later: an operator that is drained asks for their rows itself.
-        for rows in std::mem::take(&mut *lock(&self.to_drain)) {
+        let to_drain = std::mem::take(&mut *lock(&self.to_drain));
+        for rows in to_drain {
             let mut rows = rows.lock().await;
             while rows.next().await.transpose()?.is_some() {}
         }

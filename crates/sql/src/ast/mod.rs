@@ -14,7 +14,8 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident,
     ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor,
-    TableWithJoins, Value, ValueWithSpan, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_relations,
+    TableWithJoins, Value, ValueWithSpan, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions,
+    visit_relations,
 };
 
 mod functions;
@@ -381,18 +382,12 @@ fn is_call_of(expr: &Expr, name: &str) -> bool {
 
 /// The calls of [`WINDOWS`] in an expression.
 fn window_calls(expr: &Expr, found: &mut Vec<Expr>) {
-    let mut expr = expr.clone();
-    struct Calls<'a>(&'a mut Vec<Expr>);
-    impl VisitorMut for Calls<'_> {
-        type Break = ();
-        fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-            if WINDOWS.iter().any(|name| is_call_of(expr, name)) && !self.0.contains(expr) {
-                self.0.push(expr.clone());
-            }
-            ControlFlow::Continue(())
+    let _: ControlFlow<()> = visit_expressions(expr, |expr| {
+        if WINDOWS.iter().any(|name| is_call_of(expr, name)) && !found.contains(expr) {
+            found.push(expr.clone());
         }
-    }
-    let _ = expr.visit(&mut Calls(found));
+        ControlFlow::Continue(())
+    });
 }
 
 /// For a column `window`: `window` for `window`, `start` for `window.start`, `end` for `window.end`.

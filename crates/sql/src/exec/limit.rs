@@ -6,7 +6,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
 use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Result, internal_err};
+use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -119,7 +119,7 @@ impl ExecutionPlan for StatefulLimitExec {
                 batch.counters.held(passed.iter().map(RecordBatch::num_rows).sum());
             }
             batch.counters.progress(place.operator, &progress);
-            Ok(stream::iter(passed.into_iter().map(Ok)))
+            Ok::<_, DataFusionError>(stream::iter(passed.into_iter().map(Ok)))
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), stream::once(rows).try_flatten())))
     }

@@ -113,8 +113,9 @@ pub trait QueryPlan: Send + Sync {
     /// In how many partitions the state is kept and the work is done.
     fn parallelism(&self) -> usize;
 
-    /// To which of `partitions` each key of an operator belongs; used to spread restored state. `keys` are the key columns.
-    fn partition_of(&self, keys: &[arrow::array::ArrayRef], partitions: usize) -> Result<Vec<u32>>;
+    /// To which of `partitions` each key of a state belongs; used to spread restored state. `keys` are the key columns of state number
+    /// `state`.
+    fn partition_of(&self, state: usize, keys: &[arrow::array::ArrayRef], partitions: usize) -> Result<Vec<u32>>;
 
     /// Runs one batch. `inputs[i]` are the streams of rows of input `i`, with the columns of [`PlanInput::columns`].
     async fn execute(&self, batch: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState) -> Result<Execution>;

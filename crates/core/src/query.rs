@@ -171,8 +171,9 @@ impl Query {
             targets = Some(try_join_all(newest).await?);
         }
         let plan = spec.plan.clone();
-        let partition_of =
-            move |_: usize, keys: &[arrow::array::ArrayRef], partitions: usize| plan.partition_of(keys, partitions);
+        let partition_of = move |state: usize, keys: &[arrow::array::ArrayRef], partitions: usize| {
+            plan.partition_of(state, keys, partitions)
+        };
         let (state, restored) = StateStore::open(
             &env,
             log.state_dir(),

@@ -167,7 +167,7 @@ impl QueryPlan for PassThrough {
         2
     }
 
-    fn partition_of(&self, _: &[arrow::array::ArrayRef], _: usize) -> Result<Vec<u32>> {
+    fn partition_of(&self, _: usize, _: &[arrow::array::ArrayRef], _: usize) -> Result<Vec<u32>> {
         Err(Error::bug("there is no state"))
     }
 

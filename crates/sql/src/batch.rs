@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use datafusion::common::{DataFusionError, Result, internal_err};
-use datafusion::execution::TaskContext;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use futures::StreamExt;
+use futures::stream::Fuse;
 use perennial_core::error::Error;
 use perennial_core::plan::{BatchInfo, BatchState, OperatorProgress, PlanOutcome};
 use perennial_core::sink::RowStream;
@@ -18,7 +20,12 @@ pub(crate) struct Batch {
     inputs: Vec<Mutex<Vec<Option<RowStream>>>>,
     state: BatchState,
     pub(crate) counters: Counters,
+    /// Streams of rows that are read to their end in any case.
+    to_drain: Mutex<Vec<ToDrain>>,
 }
+
+/// Rows that an operator may not want all of.
+pub(crate) type ToDrain = Arc<tokio::sync::Mutex<Fuse<SendableRecordBatchStream>>>;
 
 /// What became of the rows, counted by the operators as they pass.
 pub(crate) struct Counters {
@@ -55,7 +62,7 @@ impl Batch {
             operators: Mutex::new(operators),
         };
         let inputs = inputs.into_iter().map(|streams| Mutex::new(streams.into_iter().map(Some).collect())).collect();
-        Self { info, inputs, state, counters }
+        Self { info, inputs, state, counters, to_drain: Mutex::default() }
     }
 
     /// The batch that a task works for.
@@ -80,6 +87,29 @@ impl Batch {
     pub(crate) fn take_streams(&self, input: usize, partition: usize, partitions: usize) -> Vec<RowStream> {
         let Some(streams) = self.inputs.get(input) else { return Vec::new() };
         lock(streams).iter_mut().skip(partition).step_by(partitions).filter_map(Option::take).collect()
+    }
+
+    /// Rows that are read at the end of the batch, as far as they are not read before.
+    pub(crate) fn to_be_drained(&self, rows: SendableRecordBatchStream) -> ToDrain {
+        let rows: ToDrain = Arc::new(tokio::sync::Mutex::new(rows.fuse()));
+        lock(&self.to_drain).push(rows.clone());
+        rows
+    }
+
+    /// Reads what no operator wanted.
+    pub(crate) async fn drain(&self) -> Result<()> {
+        // Streams of operators further down were given out later: an operator that is drained asks for their rows itself.
+        let to_drain = std::mem::take(&mut *lock(&self.to_drain));
+        for rows in to_drain {
+            let mut rows = rows.lock().await;
+            while rows.next().await.transpose()?.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Lets go of what has not been read: streams hold the batch, and the batch must not hold them for ever.
+    pub(crate) fn forget(&self) {
+        lock(&self.to_drain).clear();
     }
 
     /// One partition of a state.

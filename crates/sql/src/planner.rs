@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::timezone::Tz;
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::Session;
-use datafusion::common::{DataFusionError, Result as DfResult, internal_err, plan_err};
+use datafusion::common::{DFSchema, DataFusionError, Result as DfResult, ScalarValue, internal_err, plan_err};
 use datafusion::execution::SessionState;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::{
-    Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast,
+    ColumnarValue, Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast,
     physical_planning_context::PhysicalPlanningContext,
 };
 use datafusion::physical_plan::ExecutionPlan;
@@ -30,13 +31,15 @@ use crate::error::{planning_error, syntax_error};
 use crate::exec::aggregate::StatefulAggregateExec;
 use crate::exec::count::{CountExec, Counted, count_past_state};
 use crate::exec::dedup::{DeduplicateExec, Deduplication};
+use crate::exec::gather::in_order_and_to_the_end;
+use crate::exec::limit::StatefulLimitExec;
 use crate::exec::merge::Aggregation;
 use crate::exec::stateful::is_stateful;
 use crate::exec::watermark::WatermarkExec;
 use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
-use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, Watermark};
-use crate::logical::{analyse, check, inputs, rewrite, stateful};
+use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, StatefulLimit, Watermark};
+use crate::logical::{analyse, check, inputs, limits, rewrite, stateful};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -212,16 +215,24 @@ async fn plan_query(
     let statement = parse(sql, sources)?;
     let plan = analyse::plan(state.statement_to_plan(statement).await?)?;
     check::planned(&plan, mode)?;
+    let plan = limits::over_streams(limits::except_tables(plan)?, mode, &|expr| constant(state, expr))?;
     let plan = rewrite::expand(rewrite::add_watermarks(plan, sources)?)?;
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;
-    if inputs.is_empty() {
-        return plan_err!("the query reads no source: name one in FROM");
-    }
     let plan = stateful::mark(plan, mode)?;
     check::optimised(&plan, mode)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
-    let physical = count_past_state(physical, false)?;
+    let physical = in_order_and_to_the_end(count_past_state(physical, false)?)?;
     StreamQuery::new(&plan, physical, inputs, parallelism, clock, state)
+}
+
+/// The value of an expression without columns.
+fn constant(state: &SessionState, expr: &Expr) -> DfResult<ScalarValue> {
+    let one_row = RecordBatchOptions::new().with_row_count(Some(1));
+    let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &one_row)?;
+    match state.create_physical_expr(expr.clone(), &DFSchema::empty())?.evaluate(&row)? {
+        ColumnarValue::Scalar(value) => Ok(value),
+        ColumnarValue::Array(values) => ScalarValue::try_from_array(&values, 0),
+    }
 }
 
 /// Gives the result the types that sinks know.
@@ -296,6 +307,10 @@ impl ExtensionPlanner for StreamOperators {
         if let Some(node) = node.as_any().downcast_ref::<nodes::Deduplicate>() {
             return Ok(Some(deduplicate(node, input, partitions)?));
         }
+        if let Some(StatefulLimit { limit, place, .. }) = node.as_any().downcast_ref::<StatefulLimit>() {
+            let Some(place) = place else { return internal_err!("a limit has no place in its plan") };
+            return Ok(Some(Arc::new(StatefulLimitExec::new(input.clone(), *place, *limit))));
+        }
         Ok(None)
     }
 }
@@ -347,6 +362,7 @@ fn stateful_aggregate(
         state: node.place.state,
         shift_ms: node.place.shift_ms.unwrap_or_default(),
         keys,
+        sessions: node.sessions,
         functions: last.aggr_expr().to_vec(),
         state_schema: partial.schema(),
         result_schema: last.schema(),

@@ -1,6 +1,6 @@
 //! The planned query: runs batches and accounts for their rows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +50,8 @@ pub(crate) struct StreamQuery {
     operators: Vec<&'static str>,
     wants_no_data_batch: bool,
     state: Vec<StateSpec>,
+    /// Per state how many of its keys tell the partition.
+    spread_keys: Vec<usize>,
     parallelism: usize,
     clock: Arc<BatchClock>,
     config: SessionConfig,
@@ -71,8 +73,12 @@ impl StreamQuery {
     ) -> DfResult<Self> {
         let mut operators = operators(&physical);
         operators.sort_by_key(|operator| operator.operator());
-        let mut state: Vec<StateSpec> = operators.iter().flat_map(|operator| operator.state()).collect();
-        state.sort_by_key(|spec| spec.operator);
+        let mut state: Vec<(StateSpec, usize)> = Vec::new();
+        for operator in &operators {
+            state.extend(operator.state().into_iter().map(|spec| (spec.clone(), operator.spread_keys(&spec))));
+        }
+        state.sort_by_key(|(spec, _)| spec.operator);
+        let (state, spread_keys): (Vec<_>, Vec<_>) = state.into_iter().unzip();
 
         let mut schema = Schema::clone(&physical.schema());
         schema.metadata = unique_key(logical).map(|key| (UNIQUE_KEY.to_owned(), key)).into_iter().collect();
@@ -89,6 +95,7 @@ impl StreamQuery {
             physical,
             inputs,
             state,
+            spread_keys,
             parallelism,
             clock,
         })
@@ -145,8 +152,11 @@ impl QueryPlan for StreamQuery {
         self.parallelism
     }
 
-    fn partition_of(&self, keys: &[ArrayRef], partitions: usize) -> Result<Vec<u32>> {
-        merge::partition_of(keys, partitions).map_err(execution_error)
+    fn partition_of(&self, state: usize, keys: &[ArrayRef], partitions: usize) -> Result<Vec<u32>> {
+        let Some(spread_keys) = self.spread_keys.get(state) else {
+            return Err(Error::bug(format!("the plan has no state {state}")));
+        };
+        merge::partition_of(&keys[..*spread_keys], partitions).map_err(execution_error)
     }
 
     async fn execute(&self, info: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState) -> Result<Execution> {
@@ -267,22 +277,33 @@ impl Output {
                 return Err(Error::bug("a task of the batch panicked").caused_by(error));
             }
         }
+        self.batch.drain().await.map_err(execution_error)?;
         self.drained.store(true, Ordering::Release);
         Ok(None)
     }
 }
 
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.batch.forget();
+    }
+}
+
 /// The output columns that together tell the group: one per key of the topmost aggregate.
 fn unique_key(plan: &LogicalPlan) -> Option<String> {
-    let keys = lineage::key_count(lineage::top_aggregate(plan)?);
+    let keys = lineage::top_key_count(plan)?;
     let mut columns: Vec<Option<&str>> = vec![None; keys];
     for (index, field) in plan.schema().fields().iter().enumerate() {
-        if let Some(key) = lineage::aggregate_key(plan, index) {
+        for key in lineage::aggregate_keys(plan, index) {
             columns[key].get_or_insert(field.name());
         }
     }
     let columns: Option<Vec<&str>> = columns.into_iter().collect();
-    columns.filter(|columns| !columns.is_empty()).map(|columns| columns.join(","))
+    let mut columns = columns.filter(|columns| !columns.is_empty())?;
+    // One column can tell several keys.
+    let mut seen = HashSet::new();
+    columns.retain(|column| seen.insert(*column));
+    Some(columns.join(","))
 }
 
 /// Whether the same input gives the same rows.

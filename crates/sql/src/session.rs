@@ -17,17 +17,20 @@ use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast::{DataType as SqlType, ExactNumberInfo, TimezoneInfo};
 use datafusion_spark::SessionStateBuilderSpark;
 
+use crate::exec::gather::StreamsFlowThroughJoins;
 use crate::exec::source::StreamTable;
 use crate::functions;
 use crate::functions::clock::{self, BatchClock};
 use crate::functions::operators::SparkOperators;
+use crate::functions::session::SessionWindow;
 use crate::functions::sum::CheckedSum;
 use crate::functions::window::{Window, WindowTime};
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
 use crate::{SourceTable, zone};
 
 /// Optimiser rules that are wrong or of no use for streams: those that make an input disappear or two inputs one would change what a
-/// batch reads, and those that drop or split the keys of an aggregate would change its state.
+/// batch reads, and those that drop or split the keys of an aggregate would change its state; those that move the fields of a struct down move
+/// them through nodes that make the struct.
 const LEFT_OUT: &[&str] = &[
     "unions_to_filter",
     "eliminate_filter",
@@ -35,6 +38,8 @@ const LEFT_OUT: &[&str] = &[
     "propagate_empty_relation",
     "single_distinct_aggregation_to_group_by",
     "eliminate_group_by_constant",
+    "extract_leaf_expressions",
+    "push_down_leaf_projections",
 ];
 
 /// Spark's names of aggregate functions that DataFusion has under another one.
@@ -58,6 +63,7 @@ pub(crate) fn session(
     let mut config = SessionConfig::new()
         .with_target_partitions(options.parallelism.max(1))
         .with_round_robin_repartition(false)
+        .with_repartition_aggregations(false)
         .with_repartition_joins(false)
         .with_repartition_sorts(false)
         .with_repartition_windows(false)
@@ -82,7 +88,7 @@ pub(crate) fn session(
         .with_spark_features()
         .with_type_planner(Arc::new(SparkTypes { zone: session_zone.clone() }))
         .with_optimizer_rules(optimizer.rules)
-        .with_physical_optimizer_rules(vec![placement])
+        .with_physical_optimizer_rules(vec![Arc::new(StreamsFlowThroughJoins), placement])
         .with_query_planner(Arc::new(StreamQueryPlanner));
     let own = functions::scalar(&session_zone);
     let named = |name: &str, of: &[Arc<ScalarUDF>]| of.iter().find(|function| function.name() == name).cloned();
@@ -115,6 +121,7 @@ pub(crate) fn session(
     }
     state.register_udf(Arc::new(Window::udf()))?;
     state.register_udf(Arc::new(WindowTime::udf()))?;
+    state.register_udf(Arc::new(SessionWindow::udf()))?;
     for function in clock::functions(clock, &session_zone) {
         state.register_udf(Arc::new(function))?;
     }

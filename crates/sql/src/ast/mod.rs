@@ -13,8 +13,9 @@ use datafusion::arrow::datatypes::{DataType, Fields};
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident,
-    ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, TableFactor, Value,
-    ValueWithSpan, VisitMut, VisitorMut, WildcardAdditionalOptions,
+    ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor,
+    TableWithJoins, Value, ValueWithSpan, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions,
+    visit_relations,
 };
 
 mod functions;
@@ -23,8 +24,8 @@ mod tokens;
 pub(crate) use tokens::{parse_expression, parse_statements};
 
 use self::functions::{Functions, field_of};
-use crate::SourceTable;
 use crate::error::{refused, unsupported};
+use crate::{SourceTable, TableKind};
 
 type Flow = ControlFlow<DataFusionError>;
 
@@ -60,8 +61,10 @@ struct Names {
     /// By lower case the spelling that counts: the first one, and sources come first.
     spelling: HashMap<String, String>,
     tables: HashSet<String>,
-    /// Tables that have a column `window`.
-    with_window: HashSet<String>,
+    /// Sources that are streams, and what reads them.
+    streams: HashSet<String>,
+    /// By table in lower case which of [`WINDOWS`] are names of its columns.
+    window_columns: HashMap<String, HashSet<&'static str>>,
 }
 
 impl Names {
@@ -70,9 +73,11 @@ impl Names {
         for source in sources {
             names.add_table(&source.name);
             names.add_fields(source.schema.fields());
-            if source.schema.fields().iter().any(|field| field.name().eq_ignore_ascii_case("window")) {
-                names.with_window.insert(source.name.to_lowercase());
+            if source.kind == TableKind::Stream {
+                names.streams.insert(source.name.to_lowercase());
             }
+            let has = |name: &&&str| source.schema.fields().iter().any(|field| field.name().eq_ignore_ascii_case(name));
+            names.window_columns.insert(source.name.to_lowercase(), WINDOWS.iter().filter(has).copied().collect());
         }
         names
     }
@@ -126,17 +131,19 @@ impl VisitorMut for Declarations<'_> {
     type Break = DataFusionError;
 
     fn pre_visit_query(&mut self, query: &mut Query) -> Flow {
-        if let Err(error) = refuse_set_operations(&query.body) {
-            return ControlFlow::Break(error);
-        }
-        for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
+                for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
             self.names.add_table(&cte.alias.name.value);
             cte.alias.columns.iter().for_each(|column| self.names.add(&column.name.value));
-            if projects_window(&cte.query) {
-                self.names.with_window.insert(cte.alias.name.value.to_lowercase());
+            let columns = WINDOWS.iter().filter(|column| self.names.projects(&cte.query.body, column)).copied().collect();
+            self.names.window_columns.insert(cte.alias.name.value.to_lowercase(), columns);
+            if self.names.reads_stream(&cte.query) {
+                self.names.streams.insert(cte.alias.name.value.to_lowercase());
             }
         }
-        ControlFlow::Continue(())
+        match self.names.refuse_set_operations(&query.body) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
@@ -163,19 +170,39 @@ impl VisitorMut for Declarations<'_> {
     }
 }
 
-fn refuse_set_operations(body: &SetExpr) -> Result<(), DataFusionError> {
-    let SetExpr::SetOperation { op, left, right, .. } = body else { return Ok(()) };
-    if *op != SetOperator::Union {
-        let name = if *op == SetOperator::Intersect { "INTERSECT" } else { "EXCEPT" };
-        return Err(refused(
-            "_LEGACY_ERROR_TEMP_3102",
-            format!(
-                "{name} of streams is not supported: it would need all rows that ever came; filter with WHERE instead"
-            ),
-        ));
+impl Names {
+    /// Whether a part of a query names a stream, as far as the text shows.
+    fn reads_stream(&self, part: &impl Visit) -> bool {
+        visit_relations(part, |relation| {
+            match self.streams.contains(&relation.to_string().replace('`', "").to_lowercase()) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })
+        .is_break()
     }
-    refuse_set_operations(left)?;
-    refuse_set_operations(right)
+
+    fn refuse_set_operations(&self, body: &SetExpr) -> Result<(), DataFusionError> {
+        let SetExpr::SetOperation { op, left, right, set_quantifier } = body else { return Ok(()) };
+        let (left_stream, right_stream) = (self.reads_stream(left), self.reads_stream(right));
+        let is_refused = match op {
+            SetOperator::Union => false,
+            SetOperator::Intersect => left_stream || right_stream,
+            SetOperator::Except | SetOperator::Minus => right_stream,
+        };
+        if is_refused {
+            return Err(refused(
+                "_LEGACY_ERROR_TEMP_3102",
+                format!("{op} with a stream is not supported: it would need all rows that ever came; use WHERE or a JOIN"),
+            ));
+        }
+        let all = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
+        if *op != SetOperator::Union && left_stream && all {
+            return Err(unsupported(format!("{op} ALL with a stream is not supported: leave ALL out, or use WHERE")));
+        }
+        self.refuse_set_operations(left)?;
+        self.refuse_set_operations(right)
+    }
 }
 
 /// Gives every name the spelling of what it means.
@@ -226,9 +253,18 @@ impl VisitorMut for Spelling<'_> {
     }
 }
 
-/// Replaces `window`, `window.start` and `window.end` by the window call of their `SELECT`.
+/// Functions whose calls Spark knows as a column of their name, in the `SELECT` that groups by them.
+const WINDOWS: &[&str] = &["window", "session_window"];
+
+/// Replaces `window`, `window.start` and `window.end` by the window call of their `SELECT`, and the same of `session_window`.
 struct WindowReferences<'a> {
     names: &'a Names,
+}
+
+/// A call of one of [`WINDOWS`].
+struct WindowCall {
+    call: Expr,
+    column: &'static str,
 }
 
 impl VisitorMut for WindowReferences<'_> {
@@ -236,29 +272,21 @@ impl VisitorMut for WindowReferences<'_> {
 
     fn pre_visit_query(&mut self, query: &mut Query) -> Flow {
         let SetExpr::Select(select) = query.body.as_mut() else { return ControlFlow::Continue(()) };
-        let call = match self.call_of(select) {
-            Ok(call) => call,
-            Err(error) => return ControlFlow::Break(error),
-        };
-        if let (Some(call), Some(order_by)) = (call, &mut query.order_by)
+        if let (Some(window), Some(order_by)) = (self.call_of(select), &mut query.order_by)
             && let OrderByKind::Expressions(exprs) = &mut order_by.kind
         {
             for expr in exprs {
-                replace_references(&mut expr.expr, &call);
+                window.replace_references(&mut expr.expr);
             }
         }
         ControlFlow::Continue(())
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
-        let call = match self.call_of(select) {
-            Ok(Some(call)) => call,
-            Ok(None) => return ControlFlow::Continue(()),
-            Err(error) => return ControlFlow::Break(error),
-        };
+        let Some(window) = self.call_of(select) else { return ControlFlow::Continue(()) };
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item
-                && is_time_of_own_window(expr)
+                && window.is_time_of_it(expr)
             {
                 return ControlFlow::Break(refused(
                     "MISSING_AGGREGATION",
@@ -266,28 +294,28 @@ impl VisitorMut for WindowReferences<'_> {
                 ));
             }
             if let SelectItem::UnnamedExpr(expr) = item {
-                let name = reference_name(expr);
-                replace_references(expr, &call);
+                let name = reference_name(expr, window.column);
+                window.replace_references(expr);
                 if let Some(name) = name {
                     *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: Ident::with_quote('`', name) };
                 }
             } else if let SelectItem::ExprWithAlias { expr, .. } = item {
-                replace_references(expr, &call);
+                window.replace_references(expr);
             }
         }
         if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
-            exprs.iter_mut().for_each(|expr| replace_references(expr, &call));
+            exprs.iter_mut().for_each(|expr| window.replace_references(expr));
         }
         if let Some(having) = &mut select.having {
-            replace_references(having, &call);
+            window.replace_references(having);
         }
         ControlFlow::Continue(())
     }
 }
 
 impl WindowReferences<'_> {
-    /// The window call that `window` means in this `SELECT`, if it means one.
-    fn call_of(&self, select: &Select) -> Result<Option<Expr>, DataFusionError> {
+    /// The window call whose column this `SELECT` knows, if there is one.
+    fn call_of(&self, select: &Select) -> Option<WindowCall> {
         let mut calls = Vec::new();
         if let GroupByExpr::Expressions(exprs, _) = &select.group_by {
             exprs.iter().for_each(|expr| window_calls(expr, &mut calls));
@@ -299,69 +327,75 @@ impl WindowReferences<'_> {
                 }
             }
         }
-        if let Some(call) = calls.iter().find(|call| is_call_of(call, "session_window")) {
-            return Err(unsupported(format!(
-                "{call}: session windows are not supported yet; use a tumbling or sliding window(…)"
-            )));
-        }
         calls.dedup();
-        match calls.len() {
-            1 if !self.has_window_column(select) => Ok(calls.pop()),
-            _ => Ok(None),
-        }
-    }
-
-    fn has_window_column(&self, select: &Select) -> bool {
-        select
-            .from
-            .iter()
-            .flat_map(|from| std::iter::once(&from.relation).chain(from.joins.iter().map(|j| &j.relation)))
-            .any(|table| match table {
-                TableFactor::Table { name, .. } => {
-                    self.names.with_window.contains(&name.to_string().replace('`', "").to_lowercase())
-                }
-                TableFactor::Derived { subquery, .. } => projects_window(subquery),
-                _ => false,
-            })
+        let (Some(call), true) = (calls.pop(), calls.is_empty()) else { return None };
+        let column = WINDOWS.iter().find(|name| is_call_of(&call, name))?;
+        // A column of that name that is there anyway comes first.
+        (!self.names.has_column(select, column)).then_some(WindowCall { call, column })
     }
 }
 
-/// Whether a subquery has a column `window`, as far as its own text shows.
-fn projects_window(query: &Query) -> bool {
-    let SetExpr::Select(select) = query.body.as_ref() else { return false };
-    select.projection.iter().any(|item| match item {
-        SelectItem::UnnamedExpr(expr) => reference_name(expr) == Some("window"),
-        SelectItem::ExprWithAlias { alias, .. } => alias.value.eq_ignore_ascii_case("window"),
-        _ => false,
-    })
+impl Names {
+    /// Whether what a `SELECT` reads has a column of this name, one of [`WINDOWS`], as far as the text shows.
+    fn has_column(&self, select: &Select, column: &str) -> bool {
+        let joined = |from: &TableWithJoins| {
+            std::iter::once(&from.relation).chain(from.joins.iter().map(|join| &join.relation)).cloned().collect::<Vec<_>>()
+        };
+        select.from.iter().flat_map(joined).any(|table| match table {
+            TableFactor::Table { name, .. } => {
+                let name = name.to_string().replace('`', "").to_lowercase();
+                self.window_columns.get(&name).is_some_and(|columns| columns.contains(column))
+            }
+            TableFactor::Derived { subquery, .. } => self.projects(&subquery.body, column),
+            _ => false,
+        })
+    }
+
+    /// Whether a subquery has a column of this name, one of [`WINDOWS`].
+    fn projects(&self, body: &SetExpr, column: &str) -> bool {
+        match body {
+            SetExpr::Select(select) => select.projection.iter().any(|item| match item {
+                SelectItem::UnnamedExpr(expr) => is_call_of(expr, column) || last_name(expr).is_some_and(|n| n == column),
+                SelectItem::ExprWithAlias { alias, .. } => alias.value.eq_ignore_ascii_case(column),
+                SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..) => self.has_column(select, column),
+                SelectItem::ExprWithAliases { .. } => false,
+            }),
+            SetExpr::Query(query) => self.projects(&query.body, column),
+            SetExpr::SetOperation { left, .. } => self.projects(left, column),
+            _ => false,
+        }
+    }
+}
+
+/// The name of the column that an expression without an alias gives: `b` for `a.b`.
+fn last_name(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Identifier(ident) => Some(ident.value.to_lowercase()),
+        Expr::CompoundIdentifier(parts) => parts.last().map(|ident| ident.value.to_lowercase()),
+        _ => None,
+    }
 }
 
 fn is_call_of(expr: &Expr, name: &str) -> bool {
     matches!(expr, Expr::Function(function) if function.over.is_none() && function.name.to_string().eq_ignore_ascii_case(name))
 }
 
-/// The `window(…)` and `session_window(…)` calls in an expression.
+/// The calls of [`WINDOWS`] in an expression.
 fn window_calls(expr: &Expr, found: &mut Vec<Expr>) {
-    let mut expr = expr.clone();
-    struct Calls<'a>(&'a mut Vec<Expr>);
-    impl VisitorMut for Calls<'_> {
-        type Break = ();
-        fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-            if (is_call_of(expr, "window") || is_call_of(expr, "session_window")) && !self.0.contains(expr) {
-                self.0.push(expr.clone());
-            }
-            ControlFlow::Continue(())
+    let _: ControlFlow<()> = visit_expressions(expr, |expr| {
+        if WINDOWS.iter().any(|name| is_call_of(expr, name)) && !found.contains(expr) {
+            found.push(expr.clone());
         }
-    }
-    let _ = expr.visit(&mut Calls(found));
+        ControlFlow::Continue(())
+    });
 }
 
-/// `window` for `window`, `start` for `window.start`, `end` for `window.end`.
-fn reference_name(expr: &Expr) -> Option<&'static str> {
+/// For a column `window`: `window` for `window`, `start` for `window.start`, `end` for `window.end`.
+fn reference_name(expr: &Expr, column: &'static str) -> Option<&'static str> {
     match expr {
-        Expr::Identifier(ident) if ident.value.eq_ignore_ascii_case("window") => Some("window"),
+        Expr::Identifier(ident) if ident.value.eq_ignore_ascii_case(column) => Some(column),
         Expr::CompoundIdentifier(parts) => match parts.as_slice() {
-            [window, field] if window.value.eq_ignore_ascii_case("window") => {
+            [window, field] if window.value.eq_ignore_ascii_case(column) => {
                 ["start", "end"].into_iter().find(|name| field.value.eq_ignore_ascii_case(name))
             }
             _ => None,
@@ -370,29 +404,33 @@ fn reference_name(expr: &Expr) -> Option<&'static str> {
     }
 }
 
-/// `window_time(window)`, which Spark only knows above the aggregate that makes the window.
-fn is_time_of_own_window(expr: &Expr) -> bool {
-    let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = expr else { return false };
-    is_call_of(expr, "window_time")
-        && list.args.iter().any(|arg| {
-            matches!(arg, FunctionArg::Unnamed(FunctionArgExpr::Expr(arg)) if reference_name(arg) == Some("window"))
-        })
-}
-
-fn replace_references(expr: &mut Expr, call: &Expr) {
-    struct Replace<'a>(&'a Expr);
-    impl VisitorMut for Replace<'_> {
-        type Break = ();
-        fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-            match reference_name(expr) {
-                Some("window") => *expr = self.0.clone(),
-                Some(field) => *expr = field_of(self.0.clone(), field),
-                None => {}
-            }
-            ControlFlow::Continue(())
-        }
+impl WindowCall {
+    /// Whether an expression is `window_time(window)`, which Spark only knows above the aggregate that makes the window.
+    fn is_time_of_it(&self, expr: &Expr) -> bool {
+        let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = expr else { return false };
+        is_call_of(expr, "window_time")
+            && list.args.iter().any(|arg| {
+                let FunctionArg::Unnamed(FunctionArgExpr::Expr(arg)) = arg else { return false };
+                reference_name(arg, self.column) == Some(self.column)
+            })
     }
-    let _ = expr.visit(&mut Replace(call));
+
+    fn replace_references(&self, expr: &mut Expr) {
+        struct Replace<'a>(&'a WindowCall);
+        impl VisitorMut for Replace<'_> {
+            type Break = ();
+            fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+                let WindowCall { call, column } = self.0;
+                match reference_name(expr, column) {
+                    Some(name) if name == *column => *expr = call.clone(),
+                    Some(field) => *expr = field_of(call.clone(), field),
+                    None => {}
+                }
+                ControlFlow::Continue(())
+            }
+        }
+        let _ = expr.visit(&mut Replace(self));
+    }
 }
 
 /// Gives columns without an alias Spark's names.
@@ -433,8 +471,10 @@ impl ColumnNames<'_> {
             {
                 None
             }
-            expr if is_call_of(expr, "window") => Some("window".to_owned()),
-            expr => Some(pretty(expr)),
+            expr => match WINDOWS.iter().find(|name| is_call_of(expr, name)) {
+                Some(name) => Some((*name).to_owned()),
+                None => Some(pretty(expr)),
+            },
         }
     }
 }

@@ -19,6 +19,7 @@ use perennial_core::state::StateSpec;
 use super::exchange::Exchange;
 use super::merge::Aggregation;
 use super::one_input;
+use super::sessions::{self, SessionState};
 use super::stateful::Stateful;
 use crate::batch::Batch;
 use crate::logical::nodes::EventKey;
@@ -43,23 +44,45 @@ impl StatefulAggregateExec {
     }
 }
 
+impl StatefulAggregateExec {
+    /// How many keys there are without a session's start and end: all sessions of a group are in one partition.
+    fn group_keys(&self) -> usize {
+        self.aggregation.keys - if self.aggregation.sessions { 2 } else { 0 }
+    }
+}
+
 impl Stateful for StatefulAggregateExec {
     fn operator(&self) -> usize {
         self.aggregation.operator
     }
 
     fn name(&self) -> &'static str {
-        "stateStoreSave"
+        if self.aggregation.sessions { "sessionWindowStateStoreSaveExec" } else { "stateStoreSave" }
     }
 
     fn state(&self) -> Vec<StateSpec> {
-        vec![StateSpec {
-            operator: self.aggregation.state,
-            name: Stateful::name(self).to_owned(),
-            schema: self.aggregation.state_schema.clone(),
-            keys: self.aggregation.keys,
+        let Aggregation { state, keys, sessions, state_schema, .. } = self.aggregation.as_ref();
+        let name = Stateful::name(self).to_owned();
+        let groups = sessions.then(|| StateSpec {
+            operator: state + 1,
+            name: name.clone(),
+            schema: sessions::groups_schema(state_schema, self.group_keys()),
+            keys: self.group_keys(),
+            expiry: None,
+        });
+        let main = StateSpec {
+            operator: *state,
+            name,
+            schema: state_schema.clone(),
+            // The end of a session changes: its start tells it.
+            keys: keys - usize::from(*sessions),
             expiry: self.aggregation.event.map(|event| event.key),
-        }]
+        };
+        std::iter::once(main).chain(groups).collect()
+    }
+
+    fn spread_keys(&self, _: &StateSpec) -> usize {
+        self.group_keys()
     }
 
     fn describe(&self) -> Vec<String> {
@@ -111,14 +134,22 @@ impl ExecutionPlan for StatefulAggregateExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let batch = Batch::of(&context)?;
         let partitions = self.properties.partitioning.partition_count();
+        let group_keys = self.group_keys();
         let (partial, aggregation, exchange) = (self.partial.clone(), self.aggregation.clone(), self.exchange.clone());
         let rows = async move {
-            let keys: Vec<usize> = (0..aggregation.keys).collect();
+            let keys: Vec<usize> = (0..group_keys).collect();
             let partials = exchange.take(&partial, &keys, (partition, partitions), &context).await?;
             let mut progress = OperatorProgress::default();
             let emitted = {
+                let info = batch.info_at(aggregation.shift_ms);
                 let mut state = batch.state(aggregation.state, partition)?;
-                aggregation.run(partials, &mut *state, &batch.info_at(aggregation.shift_ms), &mut progress)?
+                if aggregation.sessions {
+                    let mut groups = batch.state(aggregation.state + 1, partition)?;
+                    let state = SessionState { sessions: &mut *state, groups: &mut *groups };
+                    sessions::run(&aggregation, partials, state, &info, &mut progress)?
+                } else {
+                    aggregation.run(partials, &mut *state, &info, &mut progress)?
+                }
             };
             batch.counters.progress(aggregation.operator, &progress);
             Ok::<_, DataFusionError>(

@@ -87,6 +87,8 @@ pub(crate) struct Aggregation {
     pub(crate) shift_ms: i64,
     /// How many columns are the key.
     pub(crate) keys: usize,
+    /// Whether the last two of them are the start and the end of a session: such are merged by [`super::sessions`].
+    pub(crate) sessions: bool,
     pub(crate) functions: Vec<Arc<AggregateFunctionExpr>>,
     /// The keys, then the state of each function: what partial aggregation gives and what is stored.
     pub(crate) state_schema: SchemaRef,
@@ -248,7 +250,7 @@ impl Aggregation {
     }
 
     /// Per function the columns of its state.
-    fn state_ranges(&self) -> Result<Vec<(&Arc<AggregateFunctionExpr>, std::ops::Range<usize>)>> {
+    pub(crate) fn state_ranges(&self) -> Result<Vec<(&Arc<AggregateFunctionExpr>, std::ops::Range<usize>)>> {
         let mut start = self.keys;
         let mut ranges = Vec::with_capacity(self.functions.len());
         for function in &self.functions {
@@ -263,7 +265,7 @@ impl Aggregation {
     }
 }
 
-fn groups_accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
+pub(crate) fn groups_accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>> {
     if function.groups_accumulator_supported() {
         return function.create_groups_accumulator();
     }

@@ -7,6 +7,7 @@ use perennial_core::state::StateSpec;
 
 use super::aggregate::StatefulAggregateExec;
 use super::dedup::DeduplicateExec;
+use super::limit::StatefulLimitExec;
 use super::source::SourceExec;
 
 /// A physical operator that keeps state from batch to batch.
@@ -19,6 +20,11 @@ pub(crate) trait Stateful {
 
     /// What it keeps: one state, or more where it has several inputs. Their numbers count over the whole plan.
     fn state(&self) -> Vec<StateSpec>;
+
+    /// How many of the key columns of a state tell the partition: all, where rows are only looked for by their whole key.
+    fn spread_keys(&self, state: &StateSpec) -> usize {
+        state.keys
+    }
 
     /// What the meaning of its state depends on, beyond the columns: a line each.
     fn describe(&self) -> Vec<String>;
@@ -34,6 +40,9 @@ pub(crate) fn stateful(plan: &Arc<dyn ExecutionPlan>) -> Option<&dyn Stateful> {
     }
     if let Some(deduplicate) = plan.downcast_ref::<DeduplicateExec>() {
         return Some(deduplicate);
+    }
+    if let Some(limit) = plan.downcast_ref::<StatefulLimitExec>() {
+        return Some(limit);
     }
     None
 }

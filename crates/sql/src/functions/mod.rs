@@ -9,6 +9,7 @@ pub(crate) mod keys;
 pub(crate) mod negate;
 mod nested;
 pub(crate) mod operators;
+pub(crate) mod session;
 pub(crate) mod sum;
 pub(crate) mod types;
 pub(crate) mod window;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, StructArray, TimestampMicrosecondArray};
-use datafusion::arrow::datatypes::{DataType, Field, Fields, TimeUnit};
+use datafusion::arrow::datatypes::{DataType, Field, Fields, IntervalMonthDayNano, TimeUnit};
 use datafusion::common::cast::{as_struct_array, as_timestamp_microsecond_array};
 use datafusion::common::{DataFusionError, Result, ScalarValue, exec_err, plan_err};
 use datafusion::logical_expr::expr::ScalarFunction;
@@ -213,66 +213,84 @@ fn duration(expr: &Expr) -> Result<i64> {
         Expr::Literal(ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)), _) => parse_interval(text),
         Expr::Literal(ScalarValue::Int64(Some(micros)), _) => Ok(*micros),
         Expr::Literal(ScalarValue::Int32(Some(micros)), _) => Ok(i64::from(*micros)),
-        Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(interval)), _) if interval.months == 0 => {
-            Ok(i64::from(interval.days) * 86_400_000_000 + interval.nanoseconds / 1_000)
-        }
         Expr::Negative(inner) => Ok(-duration(inner)?),
         other => Err(refused(
-            "DATATYPE_MISMATCH.NON_FOLDABLE_INPUT",
-            format!("size, slide and start of window() must be constants such as '10 minutes', not {other}"),
+            "_LEGACY_ERROR_TEMP_1207",
+            format!("size, slide and start of window() must be text such as '10 minutes' or a number of microseconds, not {other}"),
         )),
     }
 }
 
-/// Spark's interval text, without months and years.
+/// Spark's interval text in microseconds, without months and years.
 pub(crate) fn parse_interval(text: &str) -> Result<i64, DataFusionError> {
-    let wrong = |what: String| {
-        refused(
-            "INVALID_INTERVAL_FORMAT",
-            format!("`{text}` is not an interval: {what} (write for example '10 minutes')"),
-        )
+    let cannot_parse = || {
+        refused("CANNOT_PARSE_INTERVAL", format!("`{text}` is not an interval: write for example '10 minutes'"))
     };
+    let interval = calendar_interval(text)?.ok_or_else(cannot_parse)?;
+    if interval.months != 0 {
+        return Err(refused(
+            "_LEGACY_ERROR_TEMP_3231",
+            format!("intervals of months or years are not supported (`{text}`): their lengths differ"),
+        ));
+    }
+    Ok(i64::from(interval.days) * 86_400_000_000 + interval.nanoseconds / 1_000)
+}
+
+/// Reads Spark's interval text: `[interval] [-]1 hour [[-]30.5 seconds …]`. `None` where it is none.
+///
+/// # Errors
+/// Where the interval is longer than the type can hold.
+pub(crate) fn calendar_interval(text: &str) -> Result<Option<IntervalMonthDayNano>, DataFusionError> {
     let lower = text.trim().to_lowercase();
-    let mut words = lower.strip_prefix("interval ").unwrap_or(&lower).split_whitespace().peekable();
-    let mut micros: i64 = 0;
+    let rest = match lower.strip_prefix("interval") {
+        Some(rest) if rest.starts_with(char::is_whitespace) => rest,
+        _ => &lower,
+    };
+    let mut words = rest.split_whitespace().peekable();
     if words.peek().is_none() {
-        return Err(wrong("it is empty".into()));
+        return Ok(None);
     }
-    while let Some(count) = words.next() {
-        let unit = words.next().ok_or_else(|| wrong(format!("`{count}` has no unit")))?;
-        let factor: i64 = match unit.trim_end_matches('s') {
-            "microsecond" | "u" => 1,
-            "millisecond" | "m" if unit != "m" => 1_000,
-            "second" => 1_000_000,
-            "minute" => 60_000_000,
-            "hour" => 3_600_000_000,
-            "day" => 86_400_000_000,
-            "week" => 604_800_000_000,
-            "month" | "year" => {
-                return Err(refused(
-                    "_LEGACY_ERROR_TEMP_3231",
-                    format!(
-                        "window(): intervals of months or years are not supported (`{text}`): their lengths differ"
-                    ),
-                ));
-            }
-            _ => return Err(wrong(format!("the unit `{unit}` is unknown"))),
+    let too_long = || refused("INTERVAL_ARITHMETIC_OVERFLOW", format!("`{text}` is too long for an interval"));
+    let (mut months, mut days, mut nanos): (i64, i64, i64) = (0, 0, 0);
+    while let Some(word) = words.next() {
+        // The sign may stand apart.
+        let (sign, digits) = match word.strip_prefix('-') {
+            Some(digits) => (-1, digits),
+            None => (1, word.strip_prefix('+').unwrap_or(word)),
         };
-        let (whole, fraction) = count.split_once('.').unwrap_or((count, ""));
-        let negative = whole.starts_with('-');
-        let whole: i64 = whole.parse().map_err(|_| wrong(format!("`{count}` is not a number")))?;
-        let mut part = whole.checked_mul(factor).ok_or_else(|| wrong("it is too long".into()))?;
-        if !fraction.is_empty() {
-            if factor != 1_000_000 || fraction.len() > 9 {
-                return Err(wrong(format!("only seconds can have a fraction, not `{count} {unit}`")));
-            }
-            let digits: i64 =
-                format!("{fraction:0<9}").parse().map_err(|_| wrong(format!("`{count}` is not a number")))?;
-            part += if negative { -(digits / 1_000) } else { digits / 1_000 };
+        let digits = if digits.is_empty() { words.next() } else { Some(digits) };
+        let (Some(digits), Some(unit)) = (digits, words.next()) else { return Ok(None) };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(whole) || !is_number(fraction) || digits.len() == usize::from(digits.contains('.')) {
+            return Ok(None);
         }
-        micros = micros.checked_add(part).ok_or_else(|| wrong("it is too long".into()))?;
+        let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_long())? };
+        let (sum, factor) = match unit {
+            "year" | "years" => (&mut months, 12),
+            "month" | "months" => (&mut months, 1),
+            "week" | "weeks" => (&mut days, 7),
+            "day" | "days" => (&mut days, 1),
+            "hour" | "hours" => (&mut nanos, 3_600_000_000_000),
+            "minute" | "minutes" => (&mut nanos, 60_000_000_000),
+            "second" | "seconds" => (&mut nanos, 1_000_000_000),
+            "millisecond" | "milliseconds" => (&mut nanos, 1_000_000),
+            "microsecond" | "microseconds" => (&mut nanos, 1_000),
+            _ => return Ok(None),
+        };
+        let mut part = whole.checked_mul(factor).ok_or_else(too_long)?;
+        if digits.contains('.') {
+            // Only seconds can have a fraction, of which microseconds are kept.
+            if factor != 1_000_000_000 || fraction.len() > 9 {
+                return Ok(None);
+            }
+            let nanos: i64 = format!("{fraction:0<9}").parse().map_err(|_| too_long())?;
+            part += nanos / 1_000 * 1_000;
+        }
+        *sum = sum.checked_add(sign * part).ok_or_else(too_long)?;
     }
-    Ok(micros)
+    let small = |count: i64| i32::try_from(count).map_err(|_| too_long());
+    Ok(Some(IntervalMonthDayNano::new(small(months)?, small(days)?, nanos)))
 }
 
 #[cfg(test)]
@@ -289,10 +307,13 @@ mod tests {
             ("-15 minutes", -900_000_000),
             ("1 MILLISECOND", 1_000),
             ("7 microseconds", 7),
+            ("- 1 day +2 hours", -79_200_000_000),
+            (".5 second", 500_000),
+            ("1 week", 604_800_000_000),
         ] {
             assert_eq!(parse_interval(text).unwrap(), micros, "{text}");
         }
-        for wrong in ["", "5", "minutes", "5 parsecs", "1 month", "x minutes", "1.5 hours"] {
+        for wrong in ["", "5", "minutes", "5 parsecs", "1 month", "x minutes", "1.5 hours", "5minutes", ". seconds", "interval5 days"] {
             assert!(parse_interval(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,12 +1,15 @@
 //! Which queries are refused, and with which words: Spark's rules for streams, and what is not built yet.
 
-use datafusion::common::Result;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::common::{JoinType, Result};
+use datafusion::logical_expr::expr::{Exists, InSubquery};
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan};
 use perennial_core::error::{Error, Result as CoreResult, class};
 use perennial_core::sink::OutputMode;
 
-use super::nodes::{StatefulAggregate, is_event_time, node_of};
+use super::lineage::group_exprs;
+use super::nodes::{SessionAggregate, StatefulAggregate, is_event_time, node_of};
+use super::stateful::reads_stream;
 use crate::SourceTable;
 use crate::error::{refused, unsupported};
 
@@ -59,16 +62,17 @@ fn watermark(source: &SourceTable) -> CoreResult<()> {
 
 /// What can be told before the plan is optimised.
 pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
-    plan.apply_with_subqueries(|node| {
-        for expr in node.expressions() {
-            if expr.exists(|inner| {
-                Ok(matches!(inner, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_)))
-            })? {
-                return Err(unsupported(format!(
-                    "{expr}: a subquery in an expression joins two streams, which is not supported yet: \
-                     write the inner one to a table and join there"
-                )));
-            }
+    if !reads_stream(plan)? {
+        return Err(refused(
+            "WRITE_STREAM_NOT_ALLOWED",
+            "the query reads no stream: name a source in FROM that is not a table",
+        ));
+    }
+    subqueries(plan)?;
+    plan.apply(|node| {
+        // Tables that are read whole may be queried in every way.
+        if !reads_stream(node)? {
+            return Ok(TreeNodeRecursion::Jump);
         }
         match node {
             LogicalPlan::Window(window) => {
@@ -80,93 +84,199 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                     ),
                 ));
             }
-            LogicalPlan::Aggregate(aggregate) => {
-                for expr in &aggregate.aggr_expr {
-                    if let Expr::AggregateFunction(function) = expr.clone().unalias()
-                        && function.params.distinct
-                    {
-                        return Err(refused(
-                            NOT_STREAMING,
-                            format!("{expr}: DISTINCT in an aggregate is not supported on streams: use approx_count_distinct()"),
-                        ));
-                    }
-                }
-            }
+            LogicalPlan::Aggregate(aggregate) => functions(aggregate)?,
             LogicalPlan::Limit(limit) => {
                 if limit.skip.is_some() {
                     return Err(refused(NOT_STREAMING, "OFFSET is not supported on streams: leave it out"));
                 }
-                match mode {
-                    OutputMode::Update => {
-                        return Err(refused(
-                            NOT_STREAMING,
-                            "LIMIT is not supported in update mode: leave it out, or use complete mode",
-                        ));
-                    }
-                    OutputMode::Append => {
-                        return Err(unsupported(
-                            "LIMIT in append mode is not supported yet: leave it out, or use complete mode with an aggregate",
-                        ));
-                    }
-                    OutputMode::Complete => {}
+                if mode == OutputMode::Update {
+                    return Err(refused(
+                        NOT_STREAMING,
+                        "LIMIT is not supported in update mode: leave it out, or use append or complete mode",
+                    ));
                 }
             }
             LogicalPlan::Sort(sort) => {
-                let above_aggregate = sort.input.exists(|below| Ok(is_aggregate(below)))?;
-                if mode != OutputMode::Complete || !above_aggregate {
+                if mode != OutputMode::Complete || !aggregates_stream(&sort.input)? {
                     return Err(refused(
                         NOT_STREAMING,
                         "ORDER BY is only supported on streams in complete mode above an aggregate: leave it out",
                     ));
                 }
             }
+            LogicalPlan::Union(union) => {
+                for branch in &union.inputs {
+                    if !reads_stream(branch)? {
+                        return Err(refused(
+                            NOT_STREAMING,
+                            "a UNION of a stream and a table is not supported: the table's rows would come again with \
+                             every batch; write them to the stream once, or leave them out",
+                        ));
+                    }
+                }
+            }
+            LogicalPlan::Join(join) => static_join(join)?,
+            LogicalPlan::Distinct(Distinct::On(_)) => {
+                return Err(unsupported("DISTINCT ON is not supported on streams: group by the columns instead"));
+            }
             LogicalPlan::RecursiveQuery(_) => {
                 return Err(unsupported("a recursive WITH is not supported on streams: write the steps out"));
             }
             _ => {}
         }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(())
-}
-
-fn is_aggregate(plan: &LogicalPlan) -> bool {
-    matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_))
-}
-
-/// What only the optimised plan tells: joins and the stateful operators.
-pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
-    let mut aggregates = 0;
-    plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::Join(join) = node {
-            return Err(unsupported(format!(
-                "joins of streams ({:?}) are not supported yet: write the streams to a table each and join there",
-                join.join_type
-            )));
-        }
-        if let Some(aggregate) = node_of::<StatefulAggregate>(node) {
-            aggregates += 1;
-            if mode == OutputMode::Append && aggregate.event.is_none() {
-                return Err(refused(
-                    "STREAMING_OUTPUT_MODE.UNSUPPORTED_OPERATION",
-                    "append mode needs to know when a group is complete: group by window(…) of a column with a watermark \
-                     (or by that column), or use update or complete mode",
-                ));
-            }
+        if mode != OutputMode::Append && is_aggregate(node) && aggregates_stream(node.inputs()[0])? {
+            return Err(refused(
+                NOT_STREAMING,
+                format!(
+                    "an aggregate over an aggregate is only supported in append mode, not in {mode:?} mode: the results \
+                     of the inner one change from batch to batch; use append mode, or write the inner one to a table"
+                ),
+            ));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    if mode == OutputMode::Complete && aggregates == 0 {
+    if mode == OutputMode::Complete && !aggregates_stream(plan)? {
         return Err(refused(
             "STREAMING_OUTPUT_MODE.UNSUPPORTED_OPERATION",
             "complete mode is not supported without an aggregate: the whole result would be all rows that ever came; \
              use append mode",
         ));
     }
-    if mode != OutputMode::Append && aggregates > 1 {
+    Ok(())
+}
+
+/// A subquery in an expression is asked for every row: it must be over tables that are read whole.
+fn subqueries(plan: &LogicalPlan) -> Result<()> {
+    plan.apply_with_subqueries(|node| {
+        for expr in node.expressions() {
+            expr.apply(|inner| {
+                let subquery = match inner {
+                    Expr::ScalarSubquery(subquery) => subquery,
+                    Expr::InSubquery(InSubquery { subquery, .. }) | Expr::Exists(Exists { subquery, .. }) => subquery,
+                    Expr::SetComparison(comparison) => &comparison.subquery,
+                    _ => return Ok(TreeNodeRecursion::Continue),
+                };
+                if reads_stream(&subquery.subquery)? {
+                    return Err(refused(
+                        "INVALID_SUBQUERY_EXPRESSION.STREAMING_QUERY",
+                        "a stream cannot be read in a subquery of an expression: write it as a JOIN, or write the \
+                         inner stream to a table first",
+                    ));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })?;
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
+}
+
+/// The functions of an aggregate over a stream.
+fn functions(aggregate: &Aggregate) -> Result<()> {
+    for expr in &aggregate.aggr_expr {
+        let Expr::AggregateFunction(function) = expr.clone().unalias() else { continue };
+        if function.params.distinct {
+            return Err(refused(
+                NOT_STREAMING,
+                format!("{expr}: DISTINCT in an aggregate is not supported on streams: use approx_count_distinct()"),
+            ));
+        }
+        if function.params.args.iter().any(Expr::is_volatile) {
+            return Err(refused(
+                "AGGREGATE_FUNCTION_WITH_NONDETERMINISTIC_EXPRESSION",
+                format!("{expr}: what is aggregated must not be different each time: compute it in a subquery"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Joins of a stream and a table: the stream's rows must be the ones that are kept, for those that will come are not known.
+fn static_join(join: &Join) -> Result<()> {
+    let (left, right) = (reads_stream(&join.left)?, reads_stream(&join.right)?);
+    let kept = match join.join_type {
+        JoinType::Inner => true,
+        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => left,
+        JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => right,
+        JoinType::Full => left && right,
+    };
+    if kept {
+        return Ok(());
+    }
+    let (stream, table) = if left { ("left", "right") } else { ("right", "left") };
+    Err(refused(
+        NOT_STREAMING,
+        format!(
+            "a {} join with the stream on the {stream} and a table on the {table} is not supported: whether a row of the \
+             table has no match is only known when the stream ends; use an inner join, or keep the rows of the stream",
+            join.join_type
+        ),
+    ))
+}
+
+fn is_aggregate(plan: &LogicalPlan) -> bool {
+    matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_))
+}
+
+/// Whether a plan aggregates a stream.
+pub(crate) fn aggregates_stream(plan: &LogicalPlan) -> Result<bool> {
+    plan.exists(|node| Ok(is_aggregate(node) && reads_stream(node)?))
+}
+
+/// What only the optimised plan tells: joins and the stateful operators.
+pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::Join(join) = node
+            && reads_stream(&join.left)?
+            && reads_stream(&join.right)?
+        {
+            return Err(unsupported(format!(
+                "joins of streams ({:?}) are not supported yet: write the streams to a table each and join there",
+                join.join_type
+            )));
+        }
+        if let Some(aggregate) = node_of::<StatefulAggregate>(node) {
+            stateful_aggregate(aggregate, mode)?;
+        }
+        if let Some(SessionAggregate { input: LogicalPlan::Aggregate(aggregate) }) = node_of(node)
+            && !reads_stream(&aggregate.input)?
+        {
+            return Err(unsupported(
+                "session_window() over a table that is read whole is not supported: store the sessions in the table",
+            ));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
+}
+
+fn stateful_aggregate(aggregate: &StatefulAggregate, mode: OutputMode) -> Result<()> {
+    const CONDITION: &str = "STREAMING_OUTPUT_MODE.UNSUPPORTED_OPERATION";
+    if aggregate.sessions {
+        if mode == OutputMode::Update {
+            return Err(refused(
+                CONDITION,
+                "update mode is not supported with session_window(): sessions merge, and one that was given out would \
+                 have to be taken back; use append or complete mode",
+            ));
+        }
+        let keys = match &aggregate.input {
+            LogicalPlan::Aggregate(aggregate) => group_exprs(aggregate),
+            _ => Vec::new(),
+        };
+        let constant = |key: &Expr| matches!(key.clone().unalias(), Expr::Literal(..));
+        if keys.iter().rev().skip(2).all(constant) {
+            return Err(refused(
+                "STREAM_FAILED",
+                "a session_window() without another key is not supported: group by a column as well, of the user or device",
+            ));
+        }
+    }
+    if mode == OutputMode::Append && aggregate.event.is_none() {
         return Err(refused(
-            NOT_STREAMING,
-            format!("several aggregates in one query are only supported in append mode, not in {mode:?} mode"),
+            CONDITION,
+            "append mode needs to know when a group is complete: group by window(…) of a column with a watermark \
+             (or by that column), or use update or complete mode",
         ));
     }
     Ok(())

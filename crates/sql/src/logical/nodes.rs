@@ -14,6 +14,10 @@ use crate::functions::window::{WindowSpec, time_type};
 
 /// Name of the column that [`AssignWindows`] adds: the start of the row's window.
 pub(crate) const WINDOW_START: &str = "__window_start";
+/// Name of the column with the start of the session that a row makes alone.
+pub(crate) const SESSION_START: &str = "__session_start";
+/// Name of the column with the end of the session that a row makes alone.
+pub(crate) const SESSION_STOP: &str = "__session_end";
 
 /// Watches the event time of the rows that pass, for the watermark of the next batch.
 ///
@@ -97,11 +101,30 @@ pub(crate) struct Deduplicate {
     pub(crate) place: Option<(Place, Option<usize>)>,
 }
 
+/// Marks an aggregate whose last two keys are the start and the end of a session: groups whose sessions touch are one. Its input is the
+/// [`LogicalPlan::Aggregate`] itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct SessionAggregate {
+    pub(crate) input: LogicalPlan,
+}
+
+/// Lets the first rows of a stream pass, over all batches.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct StatefulLimit {
+    pub(crate) input: LogicalPlan,
+    /// How many rows pass.
+    pub(crate) limit: u64,
+    /// Its place, once the plan is optimised.
+    pub(crate) place: Option<Place>,
+}
+
 /// Marks an aggregate whose groups live longer than a batch. Its input is the [`LogicalPlan::Aggregate`] itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct StatefulAggregate {
     pub(crate) input: LogicalPlan,
     pub(crate) place: Place,
+    /// Whether the last two keys are the start and the end of a session.
+    pub(crate) sessions: bool,
     /// The event time among the keys, where there is one that counts: none in complete mode.
     pub(crate) event: Option<EventKey>,
     pub(crate) mode: OutputMode,
@@ -129,7 +152,7 @@ macro_rules! compare_by_input {
         }
     )*};
 }
-compare_by_input!(Watermark, AssignWindows, Deduplicate, StatefulAggregate);
+compare_by_input!(Watermark, AssignWindows, Deduplicate, SessionAggregate, StatefulLimit, StatefulAggregate);
 
 impl UserDefinedLogicalNodeCore for Watermark {
     fn name(&self) -> &str {
@@ -278,6 +301,77 @@ impl UserDefinedLogicalNodeCore for Deduplicate {
     }
 }
 
+impl UserDefinedLogicalNodeCore for SessionAggregate {
+    fn name(&self) -> &str {
+        "Sessions"
+    }
+
+    fn inputs(&self) -> Vec<&LogicalPlan> {
+        vec![&self.input]
+    }
+
+    fn schema(&self) -> &DFSchemaRef {
+        self.input.schema()
+    }
+
+    fn expressions(&self) -> Vec<Expr> {
+        vec![]
+    }
+
+    fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Sessions")
+    }
+
+    fn with_exprs_and_inputs(&self, _: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
+        Ok(Self { input: inputs.swap_remove(0) })
+    }
+
+    /// All keys tell the group, whether they are used above or not.
+    fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
+        let LogicalPlan::Aggregate(aggregate) = &self.input else { return None };
+        let keys = self.input.schema().fields().len() - aggregate.aggr_expr.len();
+        let mut columns: Vec<usize> = (0..keys).chain(output_columns.iter().copied()).collect();
+        columns.sort_unstable();
+        columns.dedup();
+        Some(vec![columns])
+    }
+}
+
+impl UserDefinedLogicalNodeCore for StatefulLimit {
+    fn name(&self) -> &str {
+        "StatefulLimit"
+    }
+
+    fn inputs(&self) -> Vec<&LogicalPlan> {
+        vec![&self.input]
+    }
+
+    fn schema(&self) -> &DFSchemaRef {
+        self.input.schema()
+    }
+
+    fn expressions(&self) -> Vec<Expr> {
+        vec![]
+    }
+
+    /// A filter below would change which rows are the first ones.
+    fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
+        self.input.schema().fields().iter().map(|field| field.name().clone()).collect()
+    }
+
+    fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "StatefulLimit: {} rows of all batches together", self.limit)
+    }
+
+    fn with_exprs_and_inputs(&self, _: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
+        Ok(Self { input: inputs.swap_remove(0), ..self.clone() })
+    }
+
+    fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
+        Some(vec![output_columns.to_vec()])
+    }
+}
+
 impl UserDefinedLogicalNodeCore for StatefulAggregate {
     fn name(&self) -> &str {
         "StatefulAggregate"
@@ -296,8 +390,10 @@ impl UserDefinedLogicalNodeCore for StatefulAggregate {
     }
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "Stateful: operator {}, {:?} mode", self.place.operator, self.mode)?;
+        let what = if self.sessions { "Stateful sessions" } else { "Stateful" };
+        write!(f, "{what}: operator {}, {:?} mode", self.place.operator, self.mode)?;
         match self.event {
+            Some(_) if self.sessions => write!(f, ", a session ends when the watermark reaches its end"),
             Some(EventKey { span: 0, .. }) => write!(f, ", a group ends when the watermark reaches its event time"),
             Some(_) => write!(f, ", a group ends when the watermark reaches the end of its window"),
             None => write!(f, ", groups are kept for ever"),

@@ -9,7 +9,9 @@ use datafusion::logical_expr::{Aggregate, LogicalPlan};
 use perennial_core::sink::OutputMode;
 
 use super::lineage::{EventTime, event_time, expression_event_time, group_exprs};
-use super::nodes::{Deduplicate, EventKey, Place, StatefulAggregate, Watermark, extension, node_of};
+use super::nodes::{
+    Deduplicate, EventKey, Place, SessionAggregate, StatefulAggregate, StatefulLimit, Watermark, extension, node_of,
+};
 use crate::TableKind;
 use crate::exec::source::StreamTable;
 
@@ -45,11 +47,19 @@ impl Marking {
                 let streaming = provider.downcast_ref::<StreamTable>().is_some_and(|t| t.kind() == TableKind::Stream);
                 Ok(Marked { plan: LogicalPlan::TableScan(scan), streaming, stateful: false, shift_ms: None })
             }
-            LogicalPlan::Aggregate(aggregate) if reads_stream(&aggregate.input)? => self.aggregate(aggregate),
-            plan => match node_of::<Deduplicate>(&plan) {
-                Some(deduplicate) => self.deduplicate(deduplicate.clone()),
-                None => self.pass(plan),
-            },
+            LogicalPlan::Aggregate(aggregate) if reads_stream(&aggregate.input)? => self.aggregate(aggregate, false),
+            plan => {
+                if let Some(deduplicate) = node_of::<Deduplicate>(&plan) {
+                    return self.deduplicate(deduplicate.clone());
+                }
+                if let Some(limit) = node_of::<StatefulLimit>(&plan) {
+                    return self.limit(limit.clone());
+                }
+                match node_of::<SessionAggregate>(&plan).map(|sessions| &sessions.input) {
+                    Some(LogicalPlan::Aggregate(aggregate)) => self.aggregate(aggregate.clone(), true),
+                    _ => self.pass(plan),
+                }
+            }
         }
     }
 
@@ -72,36 +82,44 @@ impl Marking {
         Ok(Marked { plan, streaming, stateful, shift_ms })
     }
 
-    /// The next operator, with one state.
-    fn number(&mut self) -> (usize, usize) {
+    /// The next operator, with this many states.
+    fn number(&mut self, states: usize) -> (usize, usize) {
         let numbers = (self.operators, self.states);
         self.operators += 1;
-        self.states += 1;
+        self.states += states;
         numbers
     }
 
-    fn aggregate(&mut self, mut aggregate: Aggregate) -> Result<Marked> {
-        let (operator, state) = self.number();
+    fn aggregate(&mut self, mut aggregate: Aggregate, sessions: bool) -> Result<Marked> {
+        let (operator, state) = self.number(1 + usize::from(sessions));
         let input = self.mark(aggregate.input.as_ref().clone())?;
         aggregate.input = Arc::new(input.plan);
         let event = match self.mode {
             OutputMode::Complete => None,
-            OutputMode::Append | OutputMode::Update => input.shift_ms.and_then(|_| event_key(&aggregate)),
+            OutputMode::Append | OutputMode::Update => input.shift_ms.and_then(|_| event_key(&aggregate, sessions)),
         };
         let place = Place { operator, state, shift_ms: input.shift_ms, first: !input.stateful };
         let input_plan = LogicalPlan::Aggregate(aggregate);
-        let plan = extension(StatefulAggregate { input: input_plan, place, event, mode: self.mode });
+        let plan = extension(StatefulAggregate { input: input_plan, place, sessions, event, mode: self.mode });
         Ok(Marked { plan, streaming: true, stateful: true, shift_ms: input.shift_ms })
     }
 
     fn deduplicate(&mut self, deduplicate: Deduplicate) -> Result<Marked> {
-        let (operator, state) = self.number();
+        let (operator, state) = self.number(1);
         let input = self.mark(deduplicate.input)?;
         let place = Place { operator, state, shift_ms: input.shift_ms, first: !input.stateful };
         let columns = 0..input.plan.schema().fields().len();
         let event = columns.into_iter().find(|column| event_time(&input.plan, *column) == Some(EventTime::At));
         let event = event.filter(|_| input.shift_ms.is_some());
         let plan = extension(Deduplicate { input: input.plan, place: Some((place, event)), ..deduplicate });
+        Ok(Marked { plan, streaming: true, stateful: true, shift_ms: input.shift_ms })
+    }
+
+    fn limit(&mut self, limit: StatefulLimit) -> Result<Marked> {
+        let (operator, state) = self.number(1);
+        let input = self.mark(limit.input)?;
+        let place = Place { operator, state, shift_ms: input.shift_ms, first: !input.stateful };
+        let plan = extension(StatefulLimit { input: input.plan, place: Some(place), ..limit });
         Ok(Marked { plan, streaming: true, stateful: true, shift_ms: input.shift_ms })
     }
 }
@@ -122,11 +140,13 @@ pub(crate) fn reads_stream(plan: &LogicalPlan) -> Result<bool> {
     })
 }
 
-/// The first of the keys that is an event time or a window over one.
-fn event_key(aggregate: &Aggregate) -> Option<EventKey> {
-    group_exprs(aggregate).iter().enumerate().find_map(|(key, expr)| {
+/// The first of the keys that is an event time or a window over one; of sessions, the key that is their end.
+fn event_key(aggregate: &Aggregate, sessions: bool) -> Option<EventKey> {
+    let keys = group_exprs(aggregate);
+    let first = if sessions { keys.len().saturating_sub(1) } else { 0 };
+    keys.iter().enumerate().skip(first).find_map(|(key, expr)| {
         match expression_event_time(expr, &aggregate.input)? {
-            EventTime::At => Some(EventKey { key, span: 0 }),
+            EventTime::At | EventTime::End => Some(EventKey { key, span: 0 }),
             EventTime::Start(span) => Some(EventKey { key, span }),
             EventTime::Window => None,
         }

@@ -38,7 +38,8 @@ impl Loop {
 
     /// Runs one batch. `inputs[i]` are the streams of input `i`, each a list of batches with the columns of the plan's input.
     pub(crate) async fn batch(&mut self, inputs: Vec<Vec<Vec<RecordBatch>>>) -> Result<Ran> {
-        let read: usize = inputs.iter().flatten().flatten().map(RecordBatch::num_rows).sum();
+        let of_streams = self.plan.inputs().iter().zip(&inputs).filter(|(input, _)| !input.is_static);
+        let read: usize = of_streams.flat_map(|(_, rows)| rows.iter().flatten()).map(RecordBatch::num_rows).sum();
         let streams = inputs
             .into_iter()
             .map(|streams| {
@@ -103,7 +104,7 @@ impl Loop {
             for partition in &self.state[operator] {
                 for rows in partition.lock().unwrap().scan().unwrap() {
                     let keys = &rows.columns()[..spec.keys];
-                    for (row, to) in self.plan.partition_of(keys, fresh[operator].len()).unwrap().iter().enumerate() {
+                    for (row, to) in self.plan.partition_of(operator, keys, fresh[operator].len()).unwrap().iter().enumerate() {
                         fresh[operator][*to as usize].lock().unwrap().put(&rows.slice(row, 1)).unwrap();
                     }
                 }

@@ -22,7 +22,7 @@ use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
-use crate::state::{StateOptions, StateRef, StateStore};
+use crate::state::{StateRef, StateStore};
 use crate::table::OpenTable;
 use crate::watermark::{WatermarkAfterRestart, Watermarks};
 
@@ -180,7 +180,7 @@ impl Query {
             spec.plan.parallelism(),
             Arc::new(partition_of),
             state_ref.as_ref(),
-            StateOptions::default(),
+            job.state.clone(),
         )
         .await
         .at(|| "state".into())?;
@@ -242,6 +242,10 @@ impl Query {
     /// call, with the same ranges, watermark and timestamp.
     pub async fn run_batch(&mut self) -> Result<Step> {
         let mut watch = Stopwatch::start(&self.env);
+        if self.state.is_broken() && !matches!(self.pending, Some(Pending::Executed(_))) {
+            let loaded = self.state.reload().await.at(|| "state".into())?;
+            tracing::warn!(query = %self.spec.name, rows = loaded.rows, "the state was loaded anew after its local disk failed");
+        }
         let executed = match self.pending.take() {
             Some(Pending::Executed(executed)) => *executed,
             begun => {

@@ -94,6 +94,7 @@ impl World {
             breaker: Default::default(),
             guarantee: Some(Guarantee::ExactlyOnce),
             batches_to_retain: 100,
+            state: Default::default(),
             observer: self.seen.clone(),
         }
     }

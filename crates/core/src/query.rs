@@ -29,6 +29,9 @@ use crate::watermark::{WatermarkAfterRestart, Watermarks};
 /// How often a query asks its sources for their lag, which may cost a round trip.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often a query looks for dead letters that are too old.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// What a call of [`Query::run_batch`] did.
 #[derive(Debug)]
 pub enum Step {
@@ -71,6 +74,7 @@ pub struct Query {
     kept: Vec<BatchId>,
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
+    expired_at: Option<Duration>,
 }
 
 struct OpenSource {
@@ -224,6 +228,7 @@ impl Query {
             kept: found.offsets,
             lag: Vec::new(),
             lag_at: None,
+            expired_at: None,
             spec: spec.clone(),
         })
     }
@@ -323,6 +328,7 @@ impl Query {
             bytes_read: intake.bytes(),
             warned: intake.warned(),
             dead_letters: by_class.into_iter().collect(),
+            dead_letters_expired: 0,
             phases,
             watermark_ms: tracks.then_some(batch.entry.watermark_ms),
             next_watermark_ms: tracks.then_some(next_watermark_ms),
@@ -427,6 +433,7 @@ impl Query {
         if let Err(error) = self.retain(commit.perennial.and_then(|p| p.state)).await {
             tracing::warn!(query = %self.spec.name, %error, "old versions were not removed; it is tried again later");
         }
+        report.dead_letters_expired = self.expire_dead_letters().await;
         report.lag = self.lag().await;
         Ok(Step::Committed(report))
     }
@@ -560,6 +567,19 @@ impl Query {
             }
         }
         Ok(())
+    }
+
+    /// Removes dead letters that are too old, now and then; returns how many entries.
+    async fn expire_dead_letters(&mut self) -> u64 {
+        let now = self.env.clock.monotonic();
+        if self.expired_at.is_some_and(|at| now < at + EXPIRE_INTERVAL) {
+            return 0;
+        }
+        self.expired_at = Some(now);
+        self.dead_letters.expire(self.env.now_ms()).await.unwrap_or_else(|error| {
+            tracing::warn!(query = %self.spec.name, %error, "old dead letters were not removed; it is tried again later");
+            0
+        })
     }
 
     /// What waits, per source; asked for now and then. A source that does not answer has no lag to show.

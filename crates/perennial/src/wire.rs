@@ -237,7 +237,8 @@ fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
         Some(dir) => Arc::new(LocalJournal::new(dir)),
         None => Arc::new(storage.store.clone()),
     };
-    Ok(Arc::new(FileDeadLetters::new(storage.store, journal, path.as_str())))
+    let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
+    Ok(Arc::new(letters.with_retention(job.dead_letters.retention.0)))
 }
 
 /// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.

@@ -239,7 +239,7 @@ impl From<Trigger> for perennial_core::job::Trigger {
 pub struct DeadLetterSettings {
     /// Directory of the dead letters.
     pub path: String,
-    /// For how long entries are kept.
+    /// For how long entries and their records are kept. They are removed by whole days (UTC), so some stay up to a day longer.
     pub retention: HumanDuration,
 }
 

@@ -158,6 +158,11 @@ mod tests {
     }
 
     #[test]
+    fn the_cases_give_the_same_with_state_on_disk() {
+        run_repository(Options { state_backend: StateBackend::Disk, ..Options::default() });
+    }
+
+    #[test]
     fn the_cases_give_the_same_with_restarts() {
         let results = run_repository(Options { restart_every_batch: true, ..Options::default() });
         let forgetful: Vec<&str> = results

@@ -16,7 +16,9 @@ use perennial_core::error::{Error, class};
 use perennial_core::job::JobSpec;
 use perennial_core::progress::{BatchReport, Observers};
 use perennial_core::query::{Query, Step as Ran};
+use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::watermark::WatermarkAfterRestart;
+use perennial_sim::scratch::TemporaryScratch;
 use perennial_sim::world;
 
 use crate::case::{Case, Step};
@@ -35,6 +37,8 @@ pub enum StateBackend {
     /// In memory.
     #[default]
     Memory,
+    /// On disk.
+    Disk,
 }
 
 /// How cases are run.
@@ -94,7 +98,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 async fn in_new_world(case: &Case, options: Options, recorded_restarts: WatermarkAfterRestart) -> Result<(), String> {
-    let world = World::new(case, options.state_backend);
+    let world = World::new(case, options.state_backend).map_err(|error| show(&error))?;
     if case.is_refused() {
         return refused(case, world, options).await;
     }
@@ -140,20 +144,25 @@ struct World<'c> {
     outside: Outside,
     env: Env,
     dead_letters: Arc<dyn DeadLetters>,
+    state: StateOptions,
 }
 
 impl<'c> World<'c> {
-    fn new(case: &'c Case, state: StateBackend) -> Self {
-        let checkpoint: Arc<dyn ObjectStore> = match state {
-            StateBackend::Memory => Arc::new(InMemory::new()),
+    fn new(case: &'c Case, state: StateBackend) -> Result<Self, Error> {
+        let backend = match state {
+            StateBackend::Memory => Backend::Memory,
+            StateBackend::Disk => {
+                Backend::Disk(DiskOptions { scratch: Arc::new(TemporaryScratch::new()?), cache_bytes: 16 << 20 })
+            }
         };
         let letters: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        Self {
+        Ok(Self {
             case,
             outside: Outside::new(case),
-            env: world::env(checkpoint, 0),
+            env: world::env(Arc::new(InMemory::new()), 0),
             dead_letters: Arc::new(FileDeadLetters::new(letters.clone(), Arc::new(letters), "dead letters")),
-        }
+            state: StateOptions { backend, ..Default::default() },
+        })
     }
 }
 
@@ -261,6 +270,7 @@ async fn open(world: &World<'_>, watermarks: WatermarkAfterRestart) -> Result<(J
     let observer = Arc::new(Observers(Vec::new()));
     let mut spec = job.plan(world.env.clone(), world.dead_letters.clone(), observer).await?;
     spec.queries[0].watermark_after_restart = watermarks;
+    spec.state = world.state.clone();
     let query = Query::open(&spec, &spec.queries[0]).await?;
     Ok((spec, query))
 }

@@ -56,6 +56,15 @@ impl Journal for LocalJournal {
         })
         .await
     }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        Self::blocking(move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(&path, error)),
+            _ => Ok(()),
+        })
+        .await
+    }
 }
 
 fn append(dir: &Path, path: &Path, lines: &[u8]) -> std::io::Result<()> {

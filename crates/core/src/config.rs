@@ -98,6 +98,80 @@ impl JsonSchema for HumanDuration {
     }
 }
 
+/// A number of bytes as people write it: `64 MB`, `2 GB`, `512 KiB`. Units with an `i` are powers of 1024, those without powers of 1000.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ByteSize(pub u64);
+
+const BYTE_UNITS: &[(&str, u64)] = &[
+    ("B", 1),
+    ("kB", 1_000),
+    ("KiB", 1 << 10),
+    ("MB", 1_000_000),
+    ("MiB", 1 << 20),
+    ("GB", 1_000_000_000),
+    ("GiB", 1 << 30),
+    ("TB", 1_000_000_000_000),
+    ("TiB", 1 << 40),
+];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            |what: &str| format!("`{text}` is not a size: {what} (write for example `64 MB`, `2 GB` or `512 KiB`)");
+        let trimmed = text.trim();
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let count: u64 = trimmed[..digits].parse().map_err(|_| wrong("it begins with a whole number"))?;
+        let unit = trimmed[digits..].trim();
+        let (_, factor) = BYTE_UNITS
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+            .ok_or_else(|| wrong(if unit.is_empty() { "a unit is missing" } else { "the unit is unknown" }))?;
+        count.checked_mul(*factor).map(Self).ok_or_else(|| wrong("it is too large"))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, factor): &&(&str, u64)| self.0 != 0 && self.0.is_multiple_of(*factor);
+        let (unit, factor) = BYTE_UNITS.iter().rev().find(fits).unwrap_or(&BYTE_UNITS[0]);
+        write!(f, "{} {unit}", self.0 / factor)
+    }
+}
+
+impl fmt::Debug for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A number of bytes as people write it: `64 MB`, `2 GB`, `512 KiB`.",
+            "examples": ["64 MB", "2 GB"],
+        })
+    }
+}
+
 /// A value that never shows: in logs, errors, dead letters and the API it is `***`.
 #[derive(Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(transparent)]
@@ -162,6 +236,25 @@ mod tests {
         for wrong in ["", "10", "minutes", "10 parsecs", "-5 s", "99999999999999999999 s", "9999999999999 weeks"] {
             let error = wrong.parse::<HumanDuration>().unwrap_err();
             assert!(error.contains("is not a duration"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes, shown) in [
+            ("64 MB", 64_000_000, "64 MB"),
+            ("2GB", 2_000_000_000, "2 GB"),
+            ("512 kib", 512 << 10, "512 KiB"),
+            ("2048 MiB", 2 << 30, "2 GiB"),
+            ("0 B", 0, "0 B"),
+        ] {
+            let parsed: ByteSize = text.parse().unwrap();
+            assert_eq!((parsed.0, parsed.to_string().as_str()), (bytes, shown), "{text}");
+            assert_eq!(shown.parse::<ByteSize>().unwrap(), parsed);
+        }
+        for wrong in ["", "64", "MB", "64 parsecs", "-1 MB", "1.5 GB", "99999999999 TB"] {
+            let error = wrong.parse::<ByteSize>().unwrap_err();
+            assert!(error.contains("is not a size"), "{wrong}: {error}");
         }
     }
 

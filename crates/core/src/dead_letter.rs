@@ -1,6 +1,7 @@
 //! Dead letters: what could not be processed, kept whole with the reason, once.
 
 mod files;
+mod retention;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -146,6 +147,12 @@ pub trait DeadLetters: Send + Sync {
 
     /// What is there.
     async fn stats(&self) -> Result<DeadLetterStats>;
+
+    /// Removes what is older than it is to be kept, where that is limited; returns how many entries were removed. `now_ms` is the time in
+    /// milliseconds since the epoch. Called now and then; what fails is tried again the next time.
+    async fn expire(&self, _now_ms: i64) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 /// A timestamp as the entries have it: microseconds, UTC, without a suffix.

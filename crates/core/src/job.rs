@@ -19,6 +19,7 @@ use crate::policy::{BreakerPolicy, RetryPolicy};
 use crate::progress::Observer;
 use crate::sink::{OutputMode, SinkFactory};
 use crate::source::SourceFactory;
+use crate::state::StateOptions;
 use crate::table::{OpenTable, Refresh, TableSpec};
 use crate::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 
@@ -133,6 +134,8 @@ pub struct JobSpec {
     pub guarantee: Option<Guarantee>,
     /// How many batches can be rewound: logs and state of older ones are removed.
     pub batches_to_retain: u64,
+    /// How state is kept.
+    pub state: StateOptions,
     /// Who is told what happens.
     pub observer: Arc<dyn Observer>,
 }

@@ -66,6 +66,8 @@ pub struct BatchReport {
     pub warned: u64,
     /// Dead letters by error class.
     pub dead_letters: Vec<(&'static str, u64)>,
+    /// Entries of dead letters that were removed after the batch because of their age.
+    pub dead_letters_expired: u64,
     /// Where the time went.
     pub phases: Phases,
     /// Watermark of the batch, in milliseconds since the epoch; `None` where the query tracks no event time.

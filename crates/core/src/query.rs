@@ -22,12 +22,15 @@ use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
-use crate::state::{StateOptions, StateRef, StateStore};
+use crate::state::{StateRef, StateStore};
 use crate::table::OpenTable;
 use crate::watermark::{WatermarkAfterRestart, Watermarks};
 
 /// How often a query asks its sources for their lag, which may cost a round trip.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a query looks for dead letters that are too old.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What a call of [`Query::run_batch`] did.
 #[derive(Debug)]
@@ -71,6 +74,7 @@ pub struct Query {
     kept: Vec<BatchId>,
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
+    expired_at: Option<Duration>,
 }
 
 struct OpenSource {
@@ -181,7 +185,7 @@ impl Query {
             spec.plan.parallelism(),
             Arc::new(partition_of),
             state_ref.as_ref(),
-            StateOptions::default(),
+            job.state.clone(),
         )
         .await
         .at(|| "state".into())?;
@@ -225,6 +229,7 @@ impl Query {
             kept: found.offsets,
             lag: Vec::new(),
             lag_at: None,
+            expired_at: None,
             spec: spec.clone(),
         })
     }
@@ -243,6 +248,10 @@ impl Query {
     /// call, with the same ranges, watermark and timestamp.
     pub async fn run_batch(&mut self) -> Result<Step> {
         let mut watch = Stopwatch::start(&self.env);
+        if self.state.is_broken() && !matches!(self.pending, Some(Pending::Executed(_))) {
+            let loaded = self.state.reload().await.at(|| "state".into())?;
+            tracing::warn!(query = %self.spec.name, rows = loaded.rows, "the state was loaded anew after its local disk failed");
+        }
         let executed = match self.pending.take() {
             Some(Pending::Executed(executed)) => *executed,
             begun => {
@@ -320,6 +329,7 @@ impl Query {
             bytes_read: intake.bytes(),
             warned: intake.warned(),
             dead_letters: by_class.into_iter().collect(),
+            dead_letters_expired: 0,
             phases,
             watermark_ms: tracks.then_some(batch.entry.watermark_ms),
             next_watermark_ms: tracks.then_some(next_watermark_ms),
@@ -424,6 +434,7 @@ impl Query {
         if let Err(error) = self.retain(commit.perennial.and_then(|p| p.state)).await {
             tracing::warn!(query = %self.spec.name, %error, "old versions were not removed; it is tried again later");
         }
+        report.dead_letters_expired = self.expire_dead_letters().await;
         report.lag = self.lag().await;
         Ok(Step::Committed(report))
     }
@@ -558,6 +569,19 @@ impl Query {
             }
         }
         Ok(())
+    }
+
+    /// Removes dead letters that are too old, now and then; returns how many entries.
+    async fn expire_dead_letters(&mut self) -> u64 {
+        let now = self.env.clock.monotonic();
+        if self.expired_at.is_some_and(|at| now < at + EXPIRE_INTERVAL) {
+            return 0;
+        }
+        self.expired_at = Some(now);
+        self.dead_letters.expire(self.env.now_ms()).await.unwrap_or_else(|error| {
+            tracing::warn!(query = %self.spec.name, %error, "old dead letters were not removed; it is tried again later");
+            0
+        })
     }
 
     /// What waits, per source; asked for now and then. A source that does not answer has no lag to show.

@@ -148,6 +148,8 @@ pub struct QueryStatus {
     pub last_error: Option<LastError>,
     /// Dead-lettered records since the start, by class.
     pub dead_letters: BTreeMap<&'static str, u64>,
+    /// Entries of dead letters that were removed because of their age.
+    pub dead_letters_expired: u64,
 }
 
 impl QueryStatus {
@@ -173,6 +175,7 @@ impl QueryStatus {
             retries: 0,
             last_error: None,
             dead_letters: BTreeMap::new(),
+            dead_letters_expired: 0,
         }
     }
 
@@ -219,6 +222,7 @@ impl QueryStatus {
         for (class, records) in &report.dead_letters {
             *self.dead_letters.entry(class).or_insert(0) += records;
         }
+        self.dead_letters_expired += report.dead_letters_expired;
         self.last_batch = Some(LastBatch {
             id: report.batch,
             finished_at_micros: report.finished_at_micros,
@@ -528,6 +532,7 @@ mod tests {
             bytes_read: 100,
             warned: 0,
             dead_letters: vec![("MalformedRecord", counts.dead_lettered)],
+            dead_letters_expired: 0,
             phases: Phases {
                 execute: Duration::from_millis(20),
                 commit: Duration::from_millis(480),

@@ -21,7 +21,8 @@ use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 
 use crate::job_file::{
     self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile,
-    JobFileError, LoadedJobFile, Lookup, Origin, Problem, ProcessLookup, Trigger, WatermarkSettings, nearest,
+    JobFileError, LoadedJobFile, Lookup, Origin, Problem, ProcessLookup, StateSettings, Trigger, WatermarkSettings,
+    nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -61,6 +62,8 @@ pub struct Job {
     pub parallelism: usize,
     /// How many of the last batches keep their logs and state; at least 2.
     pub batches_to_retain: u64,
+    /// Where the state of the queries is while they run.
+    pub state: StateSettings,
     origin: Option<Origin>,
 }
 
@@ -264,6 +267,7 @@ impl Job {
                 time_zone: "UTC".into(),
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
                 batches_to_retain: job_file::default_batches_to_retain(),
+                state: StateSettings::default(),
                 origin: None,
                 name,
             },
@@ -353,6 +357,9 @@ impl Job {
         });
         found.check(!self.dead_letters.path.trim().is_empty(), "dead_letters.path", || {
             ("the path is empty".into(), "name a directory")
+        });
+        found.check(self.state.directory.as_ref().is_none_or(|path| !path.trim().is_empty()), "state.directory", || {
+            ("the path is empty".into(), "name a directory on a local disk, or leave it out")
         });
         found.check(retry.factor >= 1.0 && retry.factor.is_finite(), "retry.factor", || {
             (format!("the waiting time cannot grow by {}", retry.factor), "1 or more; 2 doubles it each time")
@@ -584,6 +591,8 @@ impl JobBuilder {
         parallelism: usize;
         /// How many of the last batches keep their logs and state; at least 2.
         batches_to_retain: u64;
+        /// Where the state of the queries is while they run.
+        state: StateSettings;
     }
 
     fn once(&mut self, first: bool, path: String) {
@@ -611,6 +620,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .circuit_breaker(file.circuit_breaker)
         .http(file.http.clone())
         .health(file.health.clone())
+        .state(file.state.clone())
         .time_zone(&file.time_zone);
     builder.job.guarantee = file.guarantee;
     if let Some(checkpoint) = &file.checkpoint {

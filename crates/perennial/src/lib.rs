@@ -74,6 +74,7 @@ pub mod job;
 pub mod job_file;
 mod progress_log;
 pub mod run;
+mod scratch;
 mod wire;
 mod world;
 

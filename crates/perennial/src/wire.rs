@@ -1,5 +1,6 @@
 //! From a job to what the supervisor runs: plans the SQL, compiles the expectations, opens storage and dead letters.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
@@ -17,10 +18,13 @@ use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
 use perennial_core::progress::Observer;
 use perennial_core::sink::{Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
+use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::table::{OpenTable, TableSpec};
 use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 use crate::job::{Job, JobQuery, JobSource, JobTable};
+use crate::job_file::StateBackend;
+use crate::scratch::LocalScratch;
 use crate::world;
 
 /// What is wrong with a setting of a job: its path in the job file, and the error.
@@ -164,7 +168,7 @@ impl Job {
         observer: Arc<dyn Observer>,
     ) -> Result<JobSpec> {
         let planned = Planned::new(self).await.map_err(|fault| fault.error.at(fault.path))?;
-        Ok(spec(self, planned, env, dead_letters, observer))
+        Ok(spec(self, planned, env, dead_letters, observer, StateOptions::default()))
     }
 }
 
@@ -174,6 +178,7 @@ fn spec(
     env: Env,
     dead_letters: Arc<dyn DeadLetters>,
     observer: Arc<dyn Observer>,
+    state: StateOptions,
 ) -> JobSpec {
     JobSpec {
         name: job.name.clone(),
@@ -185,6 +190,7 @@ fn spec(
         breaker: job.circuit_breaker,
         guarantee: job.guarantee,
         batches_to_retain: job.batches_to_retain,
+        state,
         observer,
         env,
     }
@@ -204,12 +210,24 @@ impl Ready {
         let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
         let env = world::env(checkpoint.store);
         let observer = observer(&env);
-        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer), _lock: lock })
+        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer, state(job)?), _lock: lock })
     }
 }
 
 fn open_storage(path: &str, setting: &str) -> Result<Storage> {
     storage::open(path, &StorageOptions::default()).at(|| format!("{setting}: {path}"))
+}
+
+fn state(job: &Job) -> Result<StateOptions> {
+    let backend = match job.state.backend {
+        StateBackend::Memory => Backend::Memory,
+        StateBackend::Disk => {
+            let directory = job.state.directory.clone().unwrap_or_else(|| format!("./state/{}", job.name));
+            let scratch = LocalScratch::new(Path::new(&directory)).at(|| format!("state.directory: {directory}"))?;
+            Backend::Disk(DiskOptions { scratch: Arc::new(scratch), cache_bytes: job.state.cache.0 })
+        }
+    };
+    Ok(StateOptions { backend, ..Default::default() })
 }
 
 fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
@@ -219,7 +237,8 @@ fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
         Some(dir) => Arc::new(LocalJournal::new(dir)),
         None => Arc::new(storage.store.clone()),
     };
-    Ok(Arc::new(FileDeadLetters::new(storage.store, journal, path.as_str())))
+    let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
+    Ok(Arc::new(letters.with_retention(job.dead_letters.retention.0)))
 }
 
 /// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.

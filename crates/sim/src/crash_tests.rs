@@ -17,6 +17,7 @@ use perennial_core::job::{JobSpec, QuerySpec, SourceSpec, Trigger};
 use perennial_core::policy::Action;
 use perennial_core::progress::{BatchReport, Observer, QueryState};
 use perennial_core::sink::{BatchId, OutputMode};
+use perennial_core::query::{Query, Step};
 use perennial_core::supervisor;
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +95,7 @@ impl World {
             breaker: Default::default(),
             guarantee: Some(Guarantee::ExactlyOnce),
             batches_to_retain: 100,
+            state: Default::default(),
             observer: self.seen.clone(),
         }
     }
@@ -278,4 +280,28 @@ async fn a_stop_lets_the_batch_at_hand_finish() {
     let log = CheckpointLog::open(env(world.checkpoint.clone(), 9), "copy").await.unwrap();
     let found = log.find().await.unwrap();
     assert_eq!(found.offsets, found.commits, "no batch was left in the middle");
+}
+
+#[tokio::test]
+async fn old_dead_letters_go_while_the_query_runs() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let world = World::new();
+    let sound = |store: &Arc<dyn ObjectStore>| FaultyStore::sound(store.clone());
+    let mut job = world.job(sound(&world.checkpoint), sound(&world.letters));
+    let letters = FileDeadLetters::new(world.letters.clone(), Arc::new(world.letters.clone()), "dlq");
+    let letters = Arc::new(letters.with_retention(7 * DAY));
+    job.dead_letters = letters.clone();
+    job.trigger = Trigger::Every(Duration::ZERO);
+    // One malformed record in each batch.
+    job.queries[0].sources[0].factory = Arc::new(Numbers { records: 400, per_batch: 10 });
+    let mut query = Query::open(&job, &job.queries[0]).await.unwrap();
+    let mut expired = 0;
+    for _ in 0..40 {
+        let Step::Committed(report) = query.run_batch().await.unwrap() else { panic!("there is more to read") };
+        expired += report.dead_letters_expired;
+        job.env.clock.sleep(DAY).await;
+    }
+    let left = letters.entries().await.unwrap();
+    assert_eq!(left.iter().map(|entry| entry.batch_id).collect::<Vec<_>>(), (32..40).collect::<Vec<_>>());
+    assert_eq!(expired, 32, "what was removed was counted");
 }

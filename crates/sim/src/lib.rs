@@ -5,6 +5,7 @@
 //! whole queries in this world, crash them at every step and count what arrived.
 
 pub mod job;
+pub mod scratch;
 pub mod store;
 pub mod world;
 

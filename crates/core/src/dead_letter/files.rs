@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
+use super::retention::{file_of, is_daily_file, is_expired};
 use super::{
     DeadLetter, DeadLetterStats, DeadLetters, Entry, EntryContext, EntryError, EntrySummary, LetterBatch,
     text_or_base64, timestamp_text,
@@ -33,6 +35,9 @@ pub trait Journal: Send + Sync {
 
     /// Names of the files.
     async fn names(&self) -> Result<Vec<String>>;
+
+    /// Removes the file; one that is not there is fine.
+    async fn remove(&self, name: &str) -> Result<()>;
 }
 
 /// A journal on any object store, which cannot append: the file is written anew each time.
@@ -58,6 +63,18 @@ impl Journal for Arc<dyn ObjectStore> {
         let listed = self.list_with_delimiter(None).await?;
         Ok(listed.objects.iter().filter_map(|o| o.location.filename().map(str::to_owned)).collect())
     }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        delete(self.as_ref(), &Path::from(name)).await
+    }
+}
+
+/// Deletes an object; one that is not there is fine.
+async fn delete(store: &dyn ObjectStore, path: &Path) -> Result<()> {
+    match store.delete(path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Dead letters in a directory or below an object store's prefix.
@@ -65,6 +82,7 @@ pub struct FileDeadLetters {
     objects: Arc<dyn ObjectStore>,
     journal: Arc<dyn Journal>,
     directory: String,
+    retention: Option<Duration>,
     /// What is there, once it was read; kept up to date. Also makes the queries of a job take turns.
     stats: Mutex<Option<DeadLetterStats>>,
 }
@@ -72,16 +90,28 @@ pub struct FileDeadLetters {
 impl FileDeadLetters {
     /// Dead letters in `objects`, with the daily files in `journal` (the same place). `directory` is what people are told.
     pub fn new(objects: Arc<dyn ObjectStore>, journal: Arc<dyn Journal>, directory: impl Into<String>) -> Self {
-        Self { objects, journal, directory: directory.into(), stats: Mutex::new(None) }
+        Self { objects, journal, directory: directory.into(), retention: None, stats: Mutex::new(None) }
+    }
+
+    /// Keeps entries for this long, and up to a day longer; without it for ever.
+    #[must_use]
+    pub fn with_retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// Names of the daily files, oldest first.
+    async fn daily_files(&self) -> Result<Vec<String>> {
+        let mut names = self.journal.names().await?;
+        names.retain(|name| is_daily_file(name));
+        names.sort();
+        Ok(names)
     }
 
     /// All entries, oldest file first.
     pub async fn entries(&self) -> Result<Vec<Entry>> {
-        let mut names = self.journal.names().await?;
-        names.retain(|name| name.starts_with("failed_batches_") && name.ends_with(".json"));
-        names.sort();
         let mut entries = Vec::new();
-        for name in names {
+        for name in self.daily_files().await? {
             entries.extend(parse_entries(&self.journal.read(&name).await?));
         }
         Ok(entries)
@@ -122,8 +152,7 @@ impl DeadLetters for FileDeadLetters {
         if letters.is_empty() {
             return Ok(());
         }
-        let day = chrono::DateTime::from_timestamp_millis(batch.timestamp_ms).unwrap_or_default();
-        let file = day.format("failed_batches_%Y%m%d.json").to_string();
+        let file = file_of(batch.timestamp_ms);
         let mut by_class: BTreeMap<&'static str, (&'static ErrorClass, Vec<DeadLetter>)> = BTreeMap::new();
         for letter in letters {
             by_class.entry(letter.class.code).or_insert_with(|| (letter.class, Vec::new())).1.push(letter);
@@ -165,6 +194,24 @@ impl DeadLetters for FileDeadLetters {
             *stats = Some(counted);
         }
         Ok(stats.clone().unwrap_or_default())
+    }
+
+    async fn expire(&self, now_ms: i64) -> Result<u64> {
+        let Some(retention) = self.retention else { return Ok(0) };
+        let mut stats = self.stats.lock().await;
+        let mut removed = 0;
+        for name in self.daily_files().await?.iter().filter(|name| is_expired(name, now_ms, retention)) {
+            // The records first: as long as the file is there, it is known what is left to remove.
+            let entries: Vec<Entry> = parse_entries(&self.journal.read(name).await?).collect();
+            for entry in &entries {
+                delete(self.objects.as_ref(), &Path::from(entry.records_object.as_str())).await?;
+            }
+            self.journal.remove(name).await?;
+            removed += entries.len() as u64;
+            // Counted anew when somebody asks.
+            *stats = None;
+        }
+        Ok(removed)
     }
 }
 
@@ -262,6 +309,7 @@ mod tests {
     use crate::dead_letter::Stage;
     use crate::error::class;
     use crate::records::RawRecord;
+    use futures::TryStreamExt;
     use object_store::memory::InMemory;
 
     fn letter(offset: i64, value: &'static [u8]) -> DeadLetter {
@@ -322,5 +370,31 @@ mod tests {
         assert_eq!(stats.error_types["MalformedRecord"], 2);
         assert_eq!(stats.first_error.unwrap().batch_id, 1);
         assert_eq!(stats.last_error.unwrap().batch_id, 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_older_than_the_retention_goes_whole_and_the_rest_stays() {
+        const DAY: u64 = 86_400_000;
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let open = || FileDeadLetters::new(store.clone(), Arc::new(store.clone()), "./dlq");
+        let start = batch(0, false).timestamp_ms;
+        for day in 0..5 {
+            let batch = LetterBatch { timestamp_ms: start + (day * DAY) as i64, ..batch(day, false) };
+            open().write(&batch, vec![letter(day as i64, b"x")]).await.unwrap();
+        }
+        store.put(&Path::from("readme.txt"), "not ours".into()).await.unwrap();
+        let after_five_days = start + 5 * DAY as i64;
+        assert_eq!(open().expire(after_five_days).await.unwrap(), 0, "for ever, unless it is said for how long");
+
+        let letters = open().with_retention(Duration::from_millis(2 * DAY));
+        assert_eq!(letters.stats().await.unwrap().total_entries, 5);
+        assert_eq!(letters.expire(after_five_days).await.unwrap(), 3);
+        assert_eq!(letters.expire(after_five_days).await.unwrap(), 0);
+        let left = letters.entries().await.unwrap();
+        assert_eq!(left.iter().map(|entry| entry.batch_id).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(letters.stats().await.unwrap().total_entries, 2);
+        assert_eq!(letters.records(&left[0]).await.unwrap().len(), 1);
+        let objects: Vec<_> = store.list(None).map_ok(|object| object.location).try_collect().await.unwrap();
+        assert_eq!(objects.len(), 2 + 2 + 1, "two files, the records of two entries, and what is not ours: {objects:?}");
     }
 }

@@ -243,10 +243,10 @@ fn random_rows(random: &Seeded, spec: &StateSpec, keys: u64, most: u64) -> Recor
                 .iter()
                 .map(|(key, _)| (*key > 0).then(|| format!("sensor {key} {}", "x".repeat(*key as usize % 40))));
             let windows = chosen.iter().map(|(_, window)| (*window > 0).then_some(*window as i64 * 60_000_000));
-            let note = |_| match random.below(200) {
-                0 if large => Some("y".repeat(300_000)),
-                1..60 => None,
-                length => Some("z".repeat(length as usize)),
+            let note = |_| match random.below(1_000) {
+                0 if large => Some("y".repeat(270_000)),
+                1..300 => None,
+                length => Some("z".repeat(length as usize / 5)),
             };
             vec![
                 Arc::new(sensors.collect::<StringArray>()),
@@ -631,7 +631,7 @@ async fn every_version_can_be_reopened_with_any_number_of_partitions(backend: &B
         let mut models = vec![Model::new(); 3];
         let mut versions: Vec<(StateRef, Vec<Model>)> = Vec::new();
         let mut epoch = 1;
-        for version in 1..=40 {
+        for version in 1..=25 {
             let before = models.clone();
             while random.chance(30) {
                 random_batch(&random, &store, &specs, &mut models, 50);
@@ -665,7 +665,7 @@ async fn every_version_can_be_reopened_with_any_number_of_partitions(backend: &B
             assert_contents(&store, &specs, &models, &format!("seed {seed} version {version}"));
         }
         assert!(versions.iter().any(|(state, _)| state.snapshots.len() == 2), "snapshots were written");
-        let oldest = 10 + random.below(25) as usize;
+        let oldest = 5 + random.below(15) as usize;
         store.retain(&versions[oldest].0).await.unwrap();
         for (state, models) in &versions[oldest..] {
             let (opened, _) = open(backend, &env, &dir, &specs, 2, Some(state)).await.unwrap();
@@ -780,7 +780,8 @@ async fn damage_is_repaired_exactly_or_refused(backend: &Backend) {
             ("another file", Some(other)),
         ];
         // The files are read in the same way for both; what differs is what becomes of a load that fails half way.
-        let every = if matches!(backend, Backend::Memory) { 1 } else { DAMAGES / 3 };
+        let is_whole = matches!(backend, Backend::Memory) && (name.ends_with("delta") || name.ends_with(".0.snapshot"));
+        let every = if is_whole { 1 } else { DAMAGES / 3 };
         assert_eq!(damages.len(), DAMAGES);
         for (damage, bytes) in damages.into_iter().step_by(every) {
             match bytes {
@@ -1066,8 +1067,11 @@ async fn a_snapshot_is_exact_though_batches_go_on_while_it_is_written(backend: &
         let from = store.current().version;
         // One file at a time, with batches in between: each sees the rows of another moment.
         let mut models = [Model::new()];
-        for part in 0..6 {
-            if part < 4 {
+        for part in 0.. {
+            if !store.current().snapshots.is_empty() {
+                break;
+            }
+            if part < 3 {
                 storage.snapshots.add_permits(1);
                 storage.taken.acquire().await.unwrap().forget();
             } else {

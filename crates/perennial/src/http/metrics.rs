@@ -191,6 +191,9 @@ fn queries(out: &mut Exposition, status: &Status) {
 
     by_class(out, status, ("perennial_errors_total", "Errors by class."), |q| &q.errors);
     by_class(out, status, ("perennial_dead_letters_total", "Dead-lettered records by class."), |q| &q.dead_letters);
+    let help = "Entries of dead letters that were removed because of their age.";
+    let expired = |q: &QueryStatus| Some(q.dead_letters_expired);
+    each(out, status, ("perennial_dead_letters_expired_total", "counter", help), expired);
 
     let name = "perennial_lag_records";
     out.metric(name, "gauge", "Records that wait in the source.");

@@ -110,6 +110,7 @@ impl World {
                     bytes_read: 1000,
                     warned: 1,
                     dead_letters: vec![("MalformedRecord", 7)],
+                    dead_letters_expired: 2,
                     phases: Phases {
                         execute: Duration::from_millis(400),
                         commit: Duration::from_millis(100),

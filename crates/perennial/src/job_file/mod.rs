@@ -21,7 +21,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use perennial_connectors::format::Format;
 use perennial_connectors::registry::{SinkConfig, SourceConfig};
-use perennial_core::config::HumanDuration;
+use perennial_core::config::{ByteSize, HumanDuration};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::job::OnError;
@@ -94,6 +94,9 @@ pub struct JobFile {
     /// How many of the last batches keep their logs and their state in the checkpoint, so that one can go back to them; at least 2.
     #[serde(default = "default_batches_to_retain")]
     pub batches_to_retain: u64,
+    /// Where the state of the queries is while they run.
+    #[serde(default)]
+    pub state: StateSettings,
 }
 
 fn default_version() -> String {
@@ -236,7 +239,7 @@ impl From<Trigger> for perennial_core::job::Trigger {
 pub struct DeadLetterSettings {
     /// Directory of the dead letters.
     pub path: String,
-    /// For how long entries are kept.
+    /// For how long entries and their records are kept. They are removed by whole days (UTC), so some stay up to a day longer.
     pub retention: HumanDuration,
 }
 
@@ -244,6 +247,38 @@ impl Default for DeadLetterSettings {
     fn default() -> Self {
         Self { path: "./dlq".into(), retention: HumanDuration(Duration::from_secs(30 * 86_400)) }
     }
+}
+
+/// Where the state of the queries is while they run. What makes it survive a restart is the checkpoint, whatever stands here, so the
+/// settings can be changed from one start to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateSettings {
+    /// `memory` is fastest. `disk` is for more state than fits into memory: the rows are on a local disk, and those of the last batches in
+    /// memory.
+    pub backend: StateBackend,
+    /// With `disk`, a directory on a fast local disk, for this job alone. By default `./state/<name>`. What is in it is removed at each start
+    /// and loaded anew from the checkpoint; it needs about as much room as the state has in the checkpoint, twice.
+    pub directory: Option<String>,
+    /// With `disk`, memory per query for rows that were read lately. As much again is used for rows that were written lately.
+    pub cache: ByteSize,
+}
+
+impl Default for StateSettings {
+    fn default() -> Self {
+        Self { backend: StateBackend::Memory, directory: None, cache: ByteSize(64_000_000) }
+    }
+}
+
+/// What holds the rows of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateBackend {
+    /// Memory.
+    #[default]
+    Memory,
+    /// A local disk.
+    Disk,
 }
 
 /// The HTTP server for health and metrics.

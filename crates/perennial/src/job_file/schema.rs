@@ -201,6 +201,7 @@ impl Page<'_> {
         let reference = value.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix("#/$defs/"));
         match reference {
             Some("Duration") => return "duration".into(),
+            Some("ByteSize") => return "size".into(),
             Some("Secret") => return "secret".into(),
             Some("Ddl") => return "Spark DDL".into(),
             _ => {}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::config::Dialect;
-use datafusion::common::{Result, internal_err};
+use datafusion::common::{Result, internal_err, not_impl_err};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
 use datafusion::functions_aggregate::average::avg_udaf;
@@ -24,6 +24,7 @@ use crate::functions::clock::{self, BatchClock};
 use crate::functions::operators::SparkOperators;
 use crate::functions::session::SessionWindow;
 use crate::functions::sum::CheckedSum;
+use crate::functions::types::map_of;
 use crate::functions::window::{Window, WindowTime};
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
 use crate::{SourceTable, zone};
@@ -109,6 +110,9 @@ pub(crate) fn session(
     for function in functions::scalar(&session_zone) {
         state.register_udf(Arc::new(function))?;
     }
+    for function in functions::higher_order::all() {
+        state.register_higher_order_function(Arc::new(function))?;
+    }
 
     // The Spark package's avg() is a double for decimals too; DataFusion's has Spark's types.
     state.register_udaf(avg_udaf())?;
@@ -154,6 +158,16 @@ impl TypePlanner for SparkTypes {
                 DataType::Decimal128(10, 0)
             }
             SqlType::Float(_) => DataType::Float32,
+            SqlType::TimestampNtz(_) => DataType::Timestamp(TimeUnit::Microsecond, None),
+            SqlType::Map(key, value) => {
+                let of = |sql_type: &SqlType| -> Result<DataType> {
+                    match self.plan_type_field(sql_type)? {
+                        Some(field) => Ok(field.data_type().clone()),
+                        None => plain_type(sql_type),
+                    }
+                };
+                map_of(of(key)?, of(value)?)
+            }
             SqlType::Custom(name, arguments) if arguments.is_empty() => {
                 match name.to_string().to_lowercase().as_str() {
                     "byte" => DataType::Int8,
@@ -169,4 +183,19 @@ impl TypePlanner for SparkTypes {
         };
         Ok(Some(Arc::new(Field::new("", data_type, true))))
     }
+}
+
+/// The types of maps that DataFusion's planner would know by itself.
+fn plain_type(sql_type: &SqlType) -> Result<DataType> {
+    Ok(match sql_type {
+        SqlType::String(_) | SqlType::Varchar(_) | SqlType::Char(_) | SqlType::Text => DataType::Utf8,
+        SqlType::Boolean => DataType::Boolean,
+        SqlType::TinyInt(_) => DataType::Int8,
+        SqlType::SmallInt(_) => DataType::Int16,
+        SqlType::Int(_) | SqlType::Integer(_) => DataType::Int32,
+        SqlType::BigInt(_) => DataType::Int64,
+        SqlType::Double(_) => DataType::Float64,
+        SqlType::Date => DataType::Date32,
+        other => return not_impl_err!("a map of {other}"),
+    })
 }

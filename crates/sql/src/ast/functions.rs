@@ -4,8 +4,10 @@ use std::ops::ControlFlow;
 
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, CaseWhen, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident,
-    NullTreatment, ObjectName, Value, ValueWithSpan, VisitorMut, helpers::attached_token::AttachedToken,
+    AccessExpr, BinaryOperator, CaseWhen, CastKind, CeilFloorKind, DataType, ExactNumberInfo, Expr, Function,
+    FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, NullTreatment, ObjectName, Subscript,
+    TimezoneInfo, TrimWhereField, UnaryOperator, Value, ValueWithSpan, VisitorMut,
+    helpers::attached_token::AttachedToken,
 };
 
 /// Parts of dates: `year(x)` is `date_part('year', x)`.
@@ -36,16 +38,95 @@ impl VisitorMut for Functions {
 
 fn rewrite(expr: &Expr) -> Option<Expr> {
     match expr {
-        // (struct).field
+        // (struct).field, array[index], map[key]
         Expr::CompoundFieldAccess { root, access_chain } => {
             access_chain.iter().try_fold(root.as_ref().clone(), |inner, access| match access {
                 AccessExpr::Dot(Expr::Identifier(field)) => Some(field_of(inner, &field.value)),
+                AccessExpr::Subscript(Subscript::Index { index }) => {
+                    Some(call("subscript", vec![inner, index.clone()]))
+                }
                 _ => None,
             })
+        }
+        // A literal with a suffix.
+        Expr::Cast { kind: CastKind::SafeCast, expr, data_type, array, format } => Some(Expr::Cast {
+            kind: CastKind::Cast,
+            expr: expr.clone(),
+            data_type: data_type.clone(),
+            array: *array,
+            format: format.clone(),
+        }),
+        Expr::RLike { negated, expr, pattern, .. } => {
+            let matches = call("rlike", vec![expr.as_ref().clone(), pattern.as_ref().clone()]);
+            Some(if *negated { not(matches) } else { matches })
+        }
+        Expr::ILike { negated, expr, pattern, any: false, escape_char: None } => {
+            let lower = |expr: &Expr| Box::new(call("lower", vec![expr.clone()]));
+            Some(Expr::Like {
+                negated: *negated,
+                any: false,
+                expr: lower(expr),
+                pattern: lower(pattern),
+                escape_char: None,
+            })
+        }
+        Expr::Struct { values, .. } => Some(struct_of(values)),
+        Expr::Position { expr, r#in } => Some(call("locate", vec![expr.as_ref().clone(), r#in.as_ref().clone()])),
+        Expr::Trim { expr, trim_where, trim_what, trim_characters: None } => {
+            let name = match trim_where {
+                Some(TrimWhereField::Leading) => "ltrim",
+                Some(TrimWhereField::Trailing) => "rtrim",
+                _ => "btrim",
+            };
+            let mut args: Vec<Expr> = vec![expr.as_ref().clone()];
+            if let Some(what) = trim_what {
+                // Spark's ltrim and rtrim take the characters first.
+                args.insert(usize::from(name == "btrim"), what.as_ref().clone());
+            }
+            Some(call(name, args))
+        }
+        Expr::Substring { expr, substring_from, substring_for, .. } => {
+            let mut args = vec![expr.as_ref().clone()];
+            args.extend(substring_from.iter().chain(substring_for).map(|arg| arg.as_ref().clone()));
+            Some(call("substring", args))
+        }
+        Expr::Overlay { expr, overlay_what, overlay_from, overlay_for } => {
+            let mut args = vec![expr.as_ref().clone(), overlay_what.as_ref().clone(), overlay_from.as_ref().clone()];
+            args.extend(overlay_for.iter().map(|arg| arg.as_ref().clone()));
+            Some(call("overlay", args))
+        }
+        Expr::Ceil { expr, field } => Some(call("ceil", rounding(expr, field))),
+        Expr::Floor { expr, field } => Some(call("floor", rounding(expr, field))),
+        Expr::Extract { field, expr, .. } => {
+            Some(call("date_part", vec![text(&field.to_string()), expr.as_ref().clone()]))
+        }
+        Expr::Array(array) => Some(call("array", array.elem.clone())),
+        Expr::UnaryOp { op: UnaryOperator::BitwiseNot, expr } => Some(call("bitwise_not", vec![expr.as_ref().clone()])),
+        Expr::BinaryOp { left, op: BinaryOperator::PGBitwiseShiftLeft, right } => {
+            Some(call("shiftleft", vec![left.as_ref().clone(), right.as_ref().clone()]))
+        }
+        Expr::BinaryOp { left, op: BinaryOperator::PGBitwiseShiftRight, right } => {
+            Some(call("shiftright", vec![left.as_ref().clone(), right.as_ref().clone()]))
         }
         Expr::Function(function) if function.over.is_none() => {
             let name = function.name.to_string().to_lowercase();
             let args = arguments(function)?;
+            if let [of] = args.as_slice()
+                && let Some((_, data_type)) = CASTS.iter().find(|(spark, _)| *spark == name)
+            {
+                return Some(Expr::Cast {
+                    kind: CastKind::Cast,
+                    expr: Box::new(of.clone()),
+                    data_type: data_type.clone(),
+                    array: false,
+                    format: None,
+                });
+            }
+            if let (Some(unit), Some(own)) = (args.first().and_then(unit_of), with_unit(&name, args.len())) {
+                let mut args = args.clone();
+                args[0] = text(&unit);
+                return Some(call(own, args));
+            }
             if let Some((_, part)) = DATE_PARTS.iter().find(|(spark, _)| *spark == name)
                 && let [of] = args.as_slice()
             {
@@ -68,11 +149,143 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     function.null_treatment = ignore.then_some(NullTreatment::IgnoreNulls);
                     Some(Expr::Function(function))
                 }
+                ("struct", _) => Some(struct_of(&args)),
+                ("array_sort", [_, Expr::Lambda(_)]) => Some(call("array_sort_by", args)),
+                ("if" | "iff", [condition, then, otherwise]) => {
+                    Some(case(condition.clone(), then.clone(), Some(otherwise.clone())))
+                }
+                ("isnull", [of]) => Some(Expr::IsNull(Box::new(of.clone()))),
+                ("isnotnull", [of]) => Some(Expr::IsNotNull(Box::new(of.clone()))),
+                ("ifnull" | "nvl", [_, _]) => Some(call("coalesce", args)),
+                ("nullifzero", [of]) => Some(call("nullif", vec![of.clone(), number("0")])),
+                ("zeroifnull", [of]) => Some(call("coalesce", vec![of.clone(), number("0")])),
+                ("equal_null", [left, right]) => Some(Expr::BinaryOp {
+                    left: Box::new(left.clone()),
+                    op: BinaryOperator::Spaceship,
+                    right: Box::new(right.clone()),
+                }),
+                ("decode", [of, rest @ ..]) if rest.len() > 1 => Some(decode(of, rest)),
+                ("like" | "ilike", [of, pattern]) => rewrite(&Expr::ILike {
+                    negated: false,
+                    any: false,
+                    expr: Box::new(of.clone()),
+                    pattern: Box::new(pattern.clone()),
+                    escape_char: None,
+                })
+                .filter(|_| name == "ilike")
+                .or_else(|| {
+                    Some(Expr::Like {
+                        negated: false,
+                        any: false,
+                        expr: Box::new(of.clone()),
+                        pattern: Box::new(pattern.clone()),
+                        escape_char: None,
+                    })
+                }),
+                ("typeof", [_]) => None,
                 _ => None,
             }
         }
         _ => None,
     }
+}
+
+/// Functions that are casts.
+const CASTS: &[(&str, DataType)] = &[
+    ("string", DataType::String(None)),
+    ("boolean", DataType::Boolean),
+    ("tinyint", DataType::TinyInt(None)),
+    ("smallint", DataType::SmallInt(None)),
+    ("int", DataType::Int(None)),
+    ("bigint", DataType::BigInt(None)),
+    ("float", DataType::Float(ExactNumberInfo::None)),
+    ("double", DataType::Double(ExactNumberInfo::None)),
+    ("decimal", DataType::Decimal(ExactNumberInfo::None)),
+    ("binary", DataType::Binary(None)),
+    ("date", DataType::Date),
+    ("timestamp", DataType::Timestamp(None, TimezoneInfo::None)),
+];
+
+/// Functions whose first argument is a unit of time, as a word or a text.
+fn with_unit(name: &str, arguments: usize) -> Option<&'static str> {
+    match (name, arguments) {
+        ("timestampadd" | "dateadd" | "date_add", 3) => Some("timestampadd"),
+        ("timestampdiff" | "datediff" | "date_diff" | "timediff", 3) => Some("timestampdiff"),
+        _ => None,
+    }
+}
+
+fn unit_of(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Identifier(unit) => Some(unit.value.clone()),
+        _ => None,
+    }
+}
+
+fn not(expr: Expr) -> Expr {
+    Expr::UnaryOp { op: UnaryOperator::Not, expr: Box::new(expr) }
+}
+
+fn number(value: &str) -> Expr {
+    Expr::Value(Value::Number(value.into(), false).with_empty_span())
+}
+
+/// `struct(a, 1, x AS y)` as `named_struct('a', a, 'col2', 1, 'y', x)`
+fn struct_of(values: &[Expr]) -> Expr {
+    let pairs = values.iter().enumerate().flat_map(|(at, value)| {
+        let (name, value) = match value {
+            Expr::Named { expr, name } => (name.value.clone(), expr.as_ref().clone()),
+            Expr::Identifier(name) => (name.value.clone(), value.clone()),
+            Expr::CompoundIdentifier(parts) if !parts.is_empty() => {
+                (parts.last().map(|name| name.value.clone()).unwrap_or_default(), value.clone())
+            }
+            // A field of a struct is a call already.
+            Expr::Function(function) if function.name.to_string() == "get_field" => {
+                let name = match arguments(function).as_deref() {
+                    Some([_, Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(name), .. })]) => {
+                        name.clone()
+                    }
+                    _ => format!("col{}", at + 1),
+                };
+                (name, value.clone())
+            }
+            _ => (format!("col{}", at + 1), value.clone()),
+        };
+        [text(&name), value]
+    });
+    call("named_struct", pairs.collect())
+}
+
+/// `decode(x, a, b, …, otherwise)`, where NULL is equal to NULL.
+fn decode(of: &Expr, rest: &[Expr]) -> Expr {
+    let pairs = rest.chunks_exact(2);
+    let otherwise = pairs.remainder().first().cloned();
+    let conditions = pairs
+        .map(|pair| CaseWhen {
+            condition: Expr::BinaryOp {
+                left: Box::new(of.clone()),
+                op: BinaryOperator::Spaceship,
+                right: Box::new(pair[0].clone()),
+            },
+            result: pair[1].clone(),
+        })
+        .collect();
+    Expr::Case {
+        case_token: AttachedToken::empty(),
+        end_token: AttachedToken::empty(),
+        operand: None,
+        conditions,
+        else_result: otherwise.map(Box::new),
+    }
+}
+
+/// The arguments of `ceil` and `floor`.
+fn rounding(expr: &Expr, field: &CeilFloorKind) -> Vec<Expr> {
+    let mut args = vec![expr.clone()];
+    if let CeilFloorKind::Scale(scale) = field {
+        args.push(Expr::Value(scale.clone()));
+    }
+    args
 }
 
 /// The arguments of a plain call.
@@ -90,6 +303,11 @@ fn arguments(function: &Function) -> Option<Vec<Expr>> {
             _ => None,
         })
         .collect()
+}
+
+/// The same call of another function.
+pub(super) fn with_name(function: &Function, name: &str) -> Function {
+    Function { name: ObjectName::from(vec![Ident::new(name)]), ..function.clone() }
 }
 
 fn with_arguments(function: &Function, name: &str, args: Vec<FunctionArg>) -> Function {

@@ -12,18 +12,21 @@ use std::ops::ControlFlow;
 use datafusion::arrow::datatypes::{DataType, Fields};
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, CastKind, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident,
-    ObjectName, ObjectNamePart, OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor,
-    TableWithJoins, Value, ValueWithSpan, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions,
-    visit_relations,
+    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, ObjectName, ObjectNamePart,
+    OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor, TableWithJoins, Visit,
+    VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions, visit_relations,
 };
 
 mod functions;
+mod generators;
+mod names;
 mod tokens;
 
 pub(crate) use tokens::{parse_expression, parse_statements};
 
 use self::functions::{Functions, field_of};
+use self::generators::Generators;
+use self::names::pretty;
 use crate::error::{refused, unsupported};
 use crate::{SourceTable, TableKind};
 
@@ -36,6 +39,7 @@ pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Resul
     finish(query.visit(&mut Spelling { names: &names }))?;
     finish(query.visit(&mut WindowReferences { names: &names }))?;
     finish(query.visit(&mut ColumnNames { names: &names }))?;
+    finish(query.visit(&mut Generators { names: &names }))?;
     finish(query.visit(&mut Functions))
 }
 
@@ -65,6 +69,8 @@ struct Names {
     streams: HashSet<String>,
     /// By table in lower case which of [`WINDOWS`] are names of its columns.
     window_columns: HashMap<String, HashSet<&'static str>>,
+    /// Columns of sources that are maps.
+    maps: HashSet<String>,
 }
 
 impl Names {
@@ -96,6 +102,9 @@ impl Names {
         for field in fields {
             self.add(field.name());
             self.add_type(field.data_type());
+            if matches!(field.data_type(), DataType::Map(..)) {
+                self.maps.insert(field.name().to_lowercase());
+            }
         }
     }
 
@@ -115,6 +124,10 @@ impl Names {
         {
             ident.value.clone_from(spelling);
         }
+    }
+
+    fn is_map_column(&self, name: &str) -> bool {
+        self.maps.contains(&name.to_lowercase())
     }
 
     fn is_table(&self, ident: &Ident) -> bool {
@@ -147,6 +160,12 @@ impl VisitorMut for Declarations<'_> {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
+        for view in &select.lateral_views {
+            view.lateral_col_alias.iter().for_each(|column| self.names.add(&column.value));
+            if let Some(name) = view.lateral_view_name.0.last().and_then(ObjectNamePart::as_ident) {
+                self.names.add_table(&name.value);
+            }
+        }
         for item in &select.projection {
             match item {
                 SelectItem::ExprWithAlias { alias, .. } => self.names.add(&alias.value),
@@ -460,61 +479,12 @@ impl ColumnNames<'_> {
             Expr::Identifier(_) => None,
             Expr::CompoundIdentifier(parts) if parts.len() == 2 && self.names.is_table(&parts[0]) => None,
             Expr::CompoundIdentifier(parts) => parts.last().map(|ident| ident.value.clone()),
-            Expr::CompoundFieldAccess { access_chain, .. } => match access_chain.last() {
-                Some(AccessExpr::Dot(Expr::Identifier(ident))) => Some(ident.value.clone()),
-                _ => Some(pretty(expr)),
-            },
             // Generators name their columns themselves.
-            expr if ["explode", "explode_outer", "posexplode", "unnest", "inline"]
-                .iter()
-                .any(|g| is_call_of(expr, g)) =>
-            {
-                None
-            }
+            expr if generators::is_generator(expr) => None,
             expr => match WINDOWS.iter().find(|name| is_call_of(expr, name)) {
                 Some(name) => Some((*name).to_owned()),
-                None => Some(pretty(expr)),
+                None => Some(names::cast_column(expr).unwrap_or_else(|| pretty(expr))),
             },
         }
-    }
-}
-
-/// An expression as Spark prints it in column names.
-fn pretty(expr: &Expr) -> String {
-    match expr {
-        Expr::Identifier(ident) => ident.value.clone(),
-        Expr::CompoundIdentifier(parts) => parts.last().map(|ident| ident.value.clone()).unwrap_or_default(),
-        Expr::Nested(inner) => pretty(inner),
-        Expr::Value(ValueWithSpan { value, .. }) => match value {
-            Value::SingleQuotedString(text) | Value::DoubleQuotedString(text) => text.clone(),
-            Value::Null => "NULL".to_owned(),
-            value => value.to_string(),
-        },
-        Expr::BinaryOp { left, op, right } => format!("({} {op} {})", pretty(left), pretty(right)),
-        Expr::Cast { kind, expr, data_type, .. } => {
-            let name = if matches!(kind, CastKind::TryCast) { "TRY_CAST" } else { "CAST" };
-            format!("{name}({} AS {data_type})", pretty(expr))
-        }
-        Expr::IsNull(inner) => format!("({} IS NULL)", pretty(inner)),
-        Expr::IsNotNull(inner) => format!("({} IS NOT NULL)", pretty(inner)),
-        Expr::Function(function) => {
-            let name = function.name.to_string().to_lowercase();
-            let args = match &function.args {
-                FunctionArguments::List(list) => list
-                    .args
-                    .iter()
-                    .map(|arg| match arg {
-                        FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => pretty(expr),
-                        FunctionArg::Unnamed(FunctionArgExpr::Wildcard) if name == "count" => "1".to_owned(),
-                        arg => arg.to_string(),
-                    })
-                    .collect::<Vec<_>>()
-                    .join(", "),
-                FunctionArguments::None => String::new(),
-                FunctionArguments::Subquery(query) => query.to_string(),
-            };
-            format!("{name}({args})")
-        }
-        expr => expr.to_string(),
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod cast;
 pub(crate) mod clock;
 mod decimal;
 mod function;
+pub(crate) mod higher_order;
 pub(crate) mod keys;
 pub(crate) mod negate;
 mod nested;

@@ -36,6 +36,20 @@ pub(super) static ALL: &[&Spec] = &[
     &Spec::new("named_struct", Args::Many(0, Arg::Any), struct_type, named_struct),
     &Spec::new("map", Args::Custom(map_args), map_type, map),
     &Spec::new("size", Args::Fixed(1, &[Arg::Any]), returns::int, size).or(&["cardinality"]),
+    &Spec::new("field_at", Args::Fixed(2, &[Arg::Any, Arg::Int]), field_at_type, field_at),
+    &Spec::new(
+        "explode_rows",
+        Args::Fixed(1, &[Arg::Any]),
+        |types, _, _| rows_type(types, false),
+        |call| rows_of(call, false),
+    ),
+    &Spec::new(
+        "posexplode_rows",
+        Args::Fixed(1, &[Arg::Any]),
+        |types, _, _| rows_type(types, true),
+        |call| rows_of(call, true),
+    ),
+    &Spec::new("inline_rows", Args::Fixed(1, &[Arg::Array]), returns::first, |call| call.array(0)),
     &Spec::new("array_size", Args::Fixed(1, &[Arg::Array]), returns::int, size),
 ];
 
@@ -382,4 +396,86 @@ fn size(call: &Call<'_>) -> Result<ArrayRef> {
 /// The type of an array's elements, or VOID.
 pub(crate) fn element_type(data_type: &DataType) -> DataType {
     element_of(data_type).cloned().unwrap_or(DataType::Null)
+}
+
+/// The index of `field_at(struct, index)`.
+fn position(constant: Option<&ScalarValue>) -> Result<usize> {
+    match constant {
+        Some(ScalarValue::Int32(Some(at))) => Ok(usize::try_from(*at).unwrap_or(0)),
+        Some(ScalarValue::Int64(Some(at))) => Ok(usize::try_from(*at).unwrap_or(0)),
+        _ => exec_err!("the index of a field is not constant"),
+    }
+}
+
+fn field_at_type(types: &[DataType], constants: &[Option<&ScalarValue>], _: &Arc<str>) -> Result<DataType> {
+    let at = position(constants.get(1).copied().flatten())?;
+    match &types[0] {
+        DataType::Struct(fields) if at < fields.len() => Ok(fields[at].data_type().clone()),
+        DataType::Struct(fields) => Err(refused_analysis(
+            "UDTF_ALIAS_NUMBER_MISMATCH",
+            format!("the generator makes {} columns, and AS names more", fields.len()),
+        )),
+        other => Err(mismatch("UNEXPECTED_INPUT_TYPE", format!("a generator does not work on {}", sql_name(other)))),
+    }
+}
+
+fn field_at(call: &Call<'_>) -> Result<ArrayRef> {
+    let of = call.array(0)?;
+    let at = match call.args.get(1) {
+        Some(datafusion::logical_expr::ColumnarValue::Scalar(index)) => position(Some(index))?,
+        _ => return exec_err!("the index of a field is not constant"),
+    };
+    let DataType::Struct(fields) = of.data_type() else { return exec_err!("{} has no fields", of.data_type()) };
+    column(of.as_struct(), fields[at].name())
+}
+
+/// The rows of `explode` and `posexplode`: a list of structs.
+fn rows_type(types: &[DataType], position: bool) -> Result<DataType> {
+    let mut fields = if position { vec![Field::new("pos", DataType::Int32, true)] } else { vec![] };
+    match &types[0] {
+        DataType::List(item) => fields.push(Field::new("col", item.data_type().clone(), true)),
+        DataType::Map(..) => {
+            if let Some((key, value)) = map_types(&types[0]) {
+                fields.push(Field::new("key", key.data_type().clone(), true));
+                fields.push(Field::new("value", value.data_type().clone(), true));
+            }
+        }
+        other => {
+            return Err(mismatch(
+                "UNEXPECTED_INPUT_TYPE",
+                format!("explode() needs an ARRAY or a MAP, not {}", sql_name(other)),
+            ));
+        }
+    }
+    Ok(list_of(DataType::Struct(fields.into())))
+}
+
+fn rows_of(call: &Call<'_>, position: bool) -> Result<ArrayRef> {
+    let of = call.array(0)?;
+    let DataType::List(item) = call.returns else { return exec_err!("explode() makes a list") };
+    let DataType::Struct(fields) = item.data_type() else { return exec_err!("explode() makes structs") };
+    let (offsets, values, nulls) = match of.data_type() {
+        DataType::List(_) => {
+            let list = of.as_list::<i32>();
+            (list.offsets().clone(), vec![list.values().clone()], list.nulls().cloned())
+        }
+        DataType::Map(..) => {
+            let map = of.as_map();
+            (map.offsets().clone(), vec![map.keys().clone(), map.values().clone()], map.nulls().cloned())
+        }
+        other => return exec_err!("explode() needs an array, not {other}"),
+    };
+    let mut columns = Vec::with_capacity(fields.len());
+    if position {
+        let mut positions = vec![0; values[0].len()];
+        for pair in offsets.windows(2) {
+            for at in pair[0]..pair[1] {
+                positions[at as usize] = at - pair[0];
+            }
+        }
+        columns.push(Arc::new(Int32Array::from(positions)) as ArrayRef);
+    }
+    columns.extend(values);
+    let structs = StructArray::try_new(fields.clone(), columns, None)?;
+    Ok(Arc::new(ListArray::try_new(item.clone(), offsets, Arc::new(structs), nulls)?))
 }

@@ -217,7 +217,13 @@ impl Analysis<'_> {
             Expr::Case(case) => self.case(case)?,
             Expr::Cast(cast) => {
                 let from = self.type_of(&cast.expr)?;
-                cast_to(*cast.expr, &from, cast.field.data_type(), false)?
+                match (cast.expr.as_ref(), cast.field.data_type()) {
+                    // `2L` is a literal, and counts as one.
+                    (Expr::Literal(value, metadata), DataType::Int64) if from.is_integer() => {
+                        Expr::Literal(value.cast_to(&DataType::Int64)?, metadata.clone())
+                    }
+                    (_, to) => cast_to(*cast.expr, &from, to, false)?,
+                }
             }
             Expr::TryCast(cast) => {
                 let from = self.type_of(&cast.expr)?;

@@ -7,6 +7,7 @@ use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Field, Fields, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
     Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
 };
+use base64::Engine;
 use serde_json::{Map, Value, json};
 
 /// A Spark DDL schema, as far as the cases need it.
@@ -92,6 +93,8 @@ pub(crate) fn type_name(data_type: &DataType) -> String {
         DataType::Float32 => "float".into(),
         DataType::Float64 => "double".into(),
         DataType::Boolean => "boolean".into(),
+        DataType::Null => "void".into(),
+        DataType::Timestamp(TimeUnit::Microsecond, None) => "timestamp_ntz".into(),
         DataType::Binary => "binary".into(),
         DataType::Date32 => "date".into(),
         DataType::Timestamp(TimeUnit::Microsecond, Some(_)) => "timestamp".into(),
@@ -149,6 +152,9 @@ fn value(array: &ArrayRef, row: usize) -> Value {
         DataType::Null => Value::Null,
         DataType::Utf8 => json!(array.as_string::<i32>().value(row)),
         DataType::Boolean => json!(array.as_boolean().value(row)),
+        DataType::Binary => {
+            json!(base64::engine::general_purpose::STANDARD.encode(array.as_binary::<i32>().value(row)))
+        }
         DataType::Int8 => json!(array.as_primitive::<Int8Type>().value(row)),
         DataType::Int16 => json!(array.as_primitive::<Int16Type>().value(row)),
         DataType::Int32 => json!(array.as_primitive::<Int32Type>().value(row)),

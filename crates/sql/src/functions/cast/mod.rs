@@ -68,12 +68,24 @@ fn castable(from: &DataType, to: &DataType) -> bool {
         }
         (_, to) if is_string(to) => true,
         (from, to) if is_string(from) => {
-            is_number(to) || matches!(to, Boolean | Date32 | Timestamp(..) | Binary | Interval(_))
+            is_number(to)
+                || matches!(
+                    to,
+                    Boolean
+                        | Date32
+                        | Timestamp(..)
+                        | Binary
+                        | DataType::LargeBinary
+                        | DataType::BinaryView
+                        | Interval(_)
+                )
         }
+        // What functions of DataFusion want.
+        (Binary, DataType::LargeBinary | DataType::BinaryView) => true,
+        (Timestamp(..), Timestamp(..)) => true,
         (from, to) if is_number(from) && is_number(to) => true,
         (from, Boolean) | (Boolean, from) if is_number(from) => true,
         (from, Timestamp(_, Some(_))) | (Timestamp(_, Some(_)), from) if is_number(from) => true,
-        (from, Binary) => is_integral(from),
         (Boolean, Timestamp(_, Some(_))) => true,
         (Date32 | Timestamp(..), Date32 | Timestamp(..)) => true,
         (Interval(_) | Duration(_), Interval(_) | Duration(_)) => true,
@@ -168,7 +180,6 @@ pub(crate) fn cast_array(array: &ArrayRef, to: &DataType, lenient: bool) -> Resu
             cast_array(&bits, to, lenient)
         }
         (from, Boolean) if is_number(from) => numbers::not_zero(array),
-        (from, Binary) if is_integral(from) => numbers::big_endian(array),
         (from, to) if is_integral(from) && is_integral(to) => numbers::integers(array, to, lenient),
         (from, to) if is_integral(from) && is_float(to) => Ok(compute::cast(array, to)?),
         (from, to) if is_float(from) && is_float(to) => Ok(compute::cast(array, to)?),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, PrimitiveArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray};
 use datafusion::arrow::compute;
 use datafusion::arrow::datatypes::{
     ArrowPrimitiveType, DataType, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
@@ -24,22 +24,6 @@ pub(super) fn not_zero(array: &ArrayRef) -> Result<ArrayRef> {
     };
     let values = double.as_primitive::<Float64Type>();
     Ok(Arc::new(BooleanArray::from_iter(values.iter().map(|value| value.map(|value| value != 0.0)))))
-}
-
-/// The bytes of integers, most significant first.
-pub(super) fn big_endian(array: &ArrayRef) -> Result<ArrayRef> {
-    macro_rules! bytes {
-        ($t:ty) => {
-            BinaryArray::from_iter(array.as_primitive::<$t>().iter().map(|v| v.map(|v| v.to_be_bytes().to_vec())))
-        };
-    }
-    Ok(Arc::new(match array.data_type() {
-        DataType::Int8 => bytes!(Int8Type),
-        DataType::Int16 => bytes!(Int16Type),
-        DataType::Int32 => bytes!(Int32Type),
-        DataType::Int64 => bytes!(Int64Type),
-        other => return exec_err!("{other} is no integer"),
-    }))
 }
 
 /// Makes integers out of BIGINTs that may not fit. `show` prints the value of a row for the error.

@@ -19,11 +19,13 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 mod functions;
+mod joins;
 mod tokens;
 
 pub(crate) use tokens::{parse_expression, parse_statements};
 
 use self::functions::{Functions, field_of};
+use self::joins::Joins;
 use crate::error::{refused, unsupported};
 use crate::{SourceTable, TableKind};
 
@@ -36,6 +38,7 @@ pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Resul
     finish(query.visit(&mut Spelling { names: &names }))?;
     finish(query.visit(&mut WindowReferences { names: &names }))?;
     finish(query.visit(&mut ColumnNames { names: &names }))?;
+    finish(query.visit(&mut Joins))?;
     finish(query.visit(&mut Functions))
 }
 

@@ -73,11 +73,11 @@ impl Batch {
         }
     }
 
-    /// The batch as an operator sees it whose input's watermark is `shift_ms` ahead of the query's.
+    /// The batch as an operator sees it whose input's watermark is `shift_ms` ahead of the query's. It is never before the epoch.
     pub(crate) fn info_at(&self, shift_ms: i64) -> BatchInfo {
         BatchInfo {
-            watermark_ms: self.info.watermark_ms.saturating_add(shift_ms),
-            late_watermark_ms: self.info.late_watermark_ms.saturating_add(shift_ms),
+            watermark_ms: self.info.watermark_ms.saturating_add(shift_ms).max(0),
+            late_watermark_ms: self.info.late_watermark_ms.saturating_add(shift_ms).max(0),
             ..self.info
         }
     }

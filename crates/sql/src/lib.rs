@@ -23,6 +23,8 @@ mod zone;
 #[cfg(test)]
 mod language_tests;
 #[cfg(test)]
+mod join_tests;
+#[cfg(test)]
 mod query_tests;
 #[cfg(test)]
 mod testing;

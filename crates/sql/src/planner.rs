@@ -15,6 +15,7 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, LogicalPlan, Projection, ScalarUDF, UserDefinedLogicalNode, cast,
     physical_planning_context::PhysicalPlanningContext,
 };
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
@@ -32,12 +33,15 @@ use crate::exec::aggregate::StatefulAggregateExec;
 use crate::exec::count::{CountExec, Counted, count_past_state};
 use crate::exec::dedup::{DeduplicateExec, Deduplication};
 use crate::exec::gather::in_order_and_to_the_end;
+use crate::exec::join::{JoinSide, PairFilter, SymmetricJoin, SymmetricJoinExec};
+use crate::exec::join_buffer::Layout;
 use crate::exec::limit::StatefulLimitExec;
 use crate::exec::merge::Aggregation;
 use crate::exec::stateful::is_stateful;
 use crate::exec::watermark::WatermarkExec;
 use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
+use crate::logical::join::{StreamJoin, preserves};
 use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, StatefulLimit, Watermark};
 use crate::logical::{analyse, check, inputs, limits, rewrite, stateful};
 use crate::predicate::SqlPredicate;
@@ -217,6 +221,7 @@ async fn plan_query(
     check::planned(&plan, mode)?;
     let plan = limits::over_streams(limits::except_tables(plan)?, mode, &|expr| constant(state, expr))?;
     let plan = rewrite::expand(rewrite::add_watermarks(plan, sources)?)?;
+    check::joins(&plan, mode)?;
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;
     let plan = stateful::mark(plan, mode)?;
     check::optimised(&plan, mode)?;
@@ -287,6 +292,11 @@ impl ExtensionPlanner for StreamOperators {
         session: &dyn Session,
         context: &PhysicalPlanningContext,
     ) -> DfResult<Option<Arc<dyn ExecutionPlan>>> {
+        let partitions = session.config().target_partitions();
+        if let Some(node) = node.as_any().downcast_ref::<StreamJoin>() {
+            let expr = |expr: &Expr, schema: &DFSchema| planner.create_physical_expr(expr, schema, session, context);
+            return Ok(Some(stream_join(node, physical_inputs, expr, partitions)?));
+        }
         let ([logical], [input]) = (logical_inputs, physical_inputs) else { return Ok(None) };
         if let Some(watermark) = node.as_any().downcast_ref::<Watermark>() {
             let Some(number) = watermark.number else {
@@ -300,7 +310,6 @@ impl ExtensionPlanner for StreamOperators {
             let counts = !is_stateful(input);
             return Ok(Some(Arc::new(WindowsExec::new(input.clone(), time, windows.spec, counts, schema))));
         }
-        let partitions = session.config().target_partitions();
         if let Some(stateful) = node.as_any().downcast_ref::<StatefulAggregate>() {
             return Ok(Some(stateful_aggregate(stateful, input, partitions)?));
         }
@@ -313,6 +322,42 @@ impl ExtensionPlanner for StreamOperators {
         }
         Ok(None)
     }
+}
+
+fn stream_join(
+    node: &StreamJoin,
+    inputs: &[Arc<dyn ExecutionPlan>],
+    physical_expr: impl Fn(&Expr, &DFSchema) -> DfResult<Arc<dyn PhysicalExpr>>,
+    partitions: usize,
+) -> DfResult<Arc<dyn ExecutionPlan>> {
+    let [left, right] = inputs else { return internal_err!("a join of streams has two inputs") };
+    let side = |number: usize| -> DfResult<JoinSide> {
+        let (side, input) = (&node.sides[number], &inputs[number]);
+        let filter = side.filter.as_ref().map(|filter| physical_expr(filter, node.inputs[number].schema())).transpose()?;
+        let expiry = side.expiry.map(|expiry| expiry.column);
+        Ok(JoinSide {
+            layout: Layout::new(input.schema(), &side.keys, expiry, preserves(node.join_type, number)),
+            width: side.width,
+            event: side.event,
+            expiry: side.expiry,
+            filter,
+            first: side.first,
+        })
+    };
+    let filter = node.filter.as_ref().map(|filter| {
+        let predicate = physical_expr(filter, &node.filter_schema()?)?;
+        PairFilter::new(predicate, &left.schema(), &right.schema())
+    });
+    let join = SymmetricJoin {
+        operator: node.operator,
+        state: node.state,
+        shift_ms: node.shift_ms.unwrap_or_default(),
+        join_type: node.join_type,
+        sides: [side(0)?, side(1)?],
+        filter: filter.transpose()?,
+        schema: UserDefinedLogicalNode::schema(node).inner().clone(),
+    };
+    Ok(Arc::new(SymmetricJoinExec::new([left.clone(), right.clone()], Arc::new(join), partitions)))
 }
 
 fn deduplicate(

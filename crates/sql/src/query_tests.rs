@@ -318,16 +318,10 @@ async fn what_cannot_run_is_refused_with_what_to_do() {
         ),
         ("SELECT user FROM events", OutputMode::Complete, class::UNSUPPORTED_OPERATION, "use append mode"),
         (
-            "SELECT a.user FROM events a JOIN events b ON a.user = b.user",
-            OutputMode::Append,
-            class::STATE_UNSUPPORTED,
-            "joins",
-        ),
-        (
             "SELECT user FROM events WHERE v > (SELECT max(v) FROM events)",
             OutputMode::Append,
-            class::STATE_UNSUPPORTED,
-            "subquery",
+            class::UNSUPPORTED_OPERATION,
+            "INVALID_SUBQUERY_EXPRESSION.STREAMING_QUERY",
         ),
         (
             "SELECT user, count(*) AS n FROM events GROUP BY user, session_window(ts, '5 minutes')",

@@ -26,6 +26,7 @@ use crate::functions::session::SessionWindow;
 use crate::functions::sum::CheckedSum;
 use crate::functions::types::map_of;
 use crate::functions::window::{Window, WindowTime};
+use crate::logical::not_null::FilterNullsOfJoins;
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
 use crate::{SourceTable, zone};
 
@@ -81,6 +82,9 @@ pub(crate) fn session(
 
     let mut optimizer = Optimizer::new();
     optimizer.rules.retain(|rule| !LEFT_OUT.contains(&rule.name()));
+    // Where a join is what it stays, and before filters move down.
+    let push_down = optimizer.rules.iter().position(|rule| rule.name() == "push_down_filter");
+    optimizer.rules.insert(push_down.unwrap_or_default(), Arc::new(FilterNullsOfJoins));
     let placement: Arc<dyn PhysicalOptimizerRule + Send + Sync> = Arc::new(EnsureRequirements::new());
     let mut builder = SessionStateBuilder::new()
         .with_config(config)

@@ -19,6 +19,7 @@ use datafusion::sql::sqlparser::ast::{
 
 mod functions;
 mod generators;
+mod joins;
 mod names;
 mod tokens;
 
@@ -26,6 +27,7 @@ pub(crate) use tokens::{parse_expression, parse_statements};
 
 use self::functions::{Functions, field_of};
 use self::generators::Generators;
+use self::joins::Joins;
 use self::names::pretty;
 use crate::error::{refused, unsupported};
 use crate::{SourceTable, TableKind};
@@ -40,6 +42,7 @@ pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Resul
     finish(query.visit(&mut WindowReferences { names: &names }))?;
     finish(query.visit(&mut ColumnNames { names: &names }))?;
     finish(query.visit(&mut Generators { names: &names }))?;
+    finish(query.visit(&mut Joins))?;
     finish(query.visit(&mut Functions))
 }
 

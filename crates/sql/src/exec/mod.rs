@@ -6,6 +6,8 @@ pub(crate) mod dedup;
 pub(crate) mod exchange;
 pub(crate) mod gather;
 pub(crate) mod limit;
+pub(crate) mod join;
+pub(crate) mod join_buffer;
 pub(crate) mod merge;
 pub(crate) mod sessions;
 pub(crate) mod source;

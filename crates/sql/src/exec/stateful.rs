@@ -7,6 +7,7 @@ use perennial_core::state::StateSpec;
 
 use super::aggregate::StatefulAggregateExec;
 use super::dedup::DeduplicateExec;
+use super::join::SymmetricJoinExec;
 use super::limit::StatefulLimitExec;
 use super::source::SourceExec;
 
@@ -43,6 +44,9 @@ pub(crate) fn stateful(plan: &Arc<dyn ExecutionPlan>) -> Option<&dyn Stateful> {
     }
     if let Some(limit) = plan.downcast_ref::<StatefulLimitExec>() {
         return Some(limit);
+    }
+    if let Some(join) = plan.downcast_ref::<SymmetricJoinExec>() {
+        return Some(join);
     }
     None
 }

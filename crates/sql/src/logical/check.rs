@@ -7,6 +7,7 @@ use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan};
 use perennial_core::error::{Error, Result as CoreResult, class};
 use perennial_core::sink::OutputMode;
 
+use super::join;
 use super::lineage::group_exprs;
 use super::nodes::{SessionAggregate, StatefulAggregate, is_event_time, node_of};
 use super::stateful::reads_stream;
@@ -223,18 +224,31 @@ pub(crate) fn aggregates_stream(plan: &LogicalPlan) -> Result<bool> {
     plan.exists(|node| Ok(is_aggregate(node) && reads_stream(node)?))
 }
 
-/// What only the optimised plan tells: joins and the stateful operators.
+/// What is refused of joins of streams as they are written, when the watermarks are there: Spark looks at them before it optimises the plan.
+pub(crate) fn joins(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    plan.apply(|node| {
+        let LogicalPlan::Join(join) = node else { return Ok(TreeNodeRecursion::Continue) };
+        if !reads_stream(&join.left)? || !reads_stream(&join.right)? {
+            return Ok(TreeNodeRecursion::Continue);
+        }
+        join::check(join, mode)?;
+        if mode != OutputMode::Append && (aggregates_stream(&join.left)? || aggregates_stream(&join.right)?) {
+            return Err(refused(
+                NOT_STREAMING,
+                format!(
+                    "a join above an aggregate is only supported in append mode, not in {mode:?} mode: the results of the \
+                     aggregate change from batch to batch; use append mode, or write the aggregate to a table"
+                ),
+            ));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
+}
+
+/// What only the optimised plan tells: the stateful operators.
 pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::Join(join) = node
-            && reads_stream(&join.left)?
-            && reads_stream(&join.right)?
-        {
-            return Err(unsupported(format!(
-                "joins of streams ({:?}) are not supported yet: write the streams to a table each and join there",
-                join.join_type
-            )));
-        }
         if let Some(aggregate) = node_of::<StatefulAggregate>(node) {
             stateful_aggregate(aggregate, mode)?;
         }

@@ -4,6 +4,7 @@ use datafusion::common::{Column, JoinType};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Aggregate, Expr, Join, LogicalPlan};
 
+use super::join::StreamJoin;
 use super::nodes::{AssignWindows, Deduplicate, SessionAggregate, StatefulAggregate, StatefulLimit, Watermark, node_of};
 use crate::functions::session::{SESSION_BETWEEN, SESSION_END, WINDOW_BETWEEN, WINDOW_END};
 use crate::functions::window::{WINDOW_OF, WINDOW_TIME};
@@ -35,6 +36,10 @@ pub(crate) fn event_time(plan: &LogicalPlan, index: usize) -> Option<EventTime> 
             Some(EventTime::At) => Some(EventTime::Start(windows.spec.size)),
             _ => None,
         };
+    }
+    if let Some(join) = node_of::<StreamJoin>(plan) {
+        let (side, index) = join.origin(index);
+        return event_time(side, index);
     }
     match plan {
         LogicalPlan::Projection(projection) => expression_event_time(&projection.expr[index], &projection.input),
@@ -79,6 +84,10 @@ pub(crate) fn is_session(expr: &Expr, input: &LogicalPlan) -> bool {
 }
 
 fn is_session_column(plan: &LogicalPlan, index: usize) -> bool {
+    if let Some(join) = node_of::<StreamJoin>(plan) {
+        let (side, index) = join.origin(index);
+        return is_session_column(side, index);
+    }
     match plan {
         LogicalPlan::Projection(projection) => is_session(&projection.expr[index], &projection.input),
         LogicalPlan::Aggregate(aggregate) => {
@@ -189,7 +198,7 @@ pub(crate) fn key_count(aggregate: &Aggregate) -> usize {
 }
 
 /// The input of a node that has the columns of its input, in their order.
-fn pass_through(plan: &LogicalPlan) -> Option<&LogicalPlan> {
+pub(crate) fn pass_through(plan: &LogicalPlan) -> Option<&LogicalPlan> {
     match plan {
         LogicalPlan::Filter(node) => Some(&node.input),
         LogicalPlan::SubqueryAlias(node) => Some(&node.input),

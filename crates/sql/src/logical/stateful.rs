@@ -5,9 +5,10 @@ use std::sync::Arc;
 use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::logical_expr::{Aggregate, LogicalPlan};
+use datafusion::logical_expr::{Aggregate, Join, LogicalPlan};
 use perennial_core::sink::OutputMode;
 
+use super::join::StreamJoin;
 use super::lineage::{EventTime, event_time, expression_event_time, group_exprs};
 use super::nodes::{
     Deduplicate, EventKey, Place, SessionAggregate, StatefulAggregate, StatefulLimit, Watermark, extension, node_of,
@@ -48,6 +49,7 @@ impl Marking {
                 Ok(Marked { plan: LogicalPlan::TableScan(scan), streaming, stateful: false, shift_ms: None })
             }
             LogicalPlan::Aggregate(aggregate) if reads_stream(&aggregate.input)? => self.aggregate(aggregate, false),
+            LogicalPlan::Join(join) if reads_stream(&join.left)? && reads_stream(&join.right)? => self.join(&join),
             plan => {
                 if let Some(deduplicate) = node_of::<Deduplicate>(&plan) {
                     return self.deduplicate(deduplicate.clone());
@@ -121,6 +123,18 @@ impl Marking {
         let place = Place { operator, state, shift_ms: input.shift_ms, first: !input.stateful };
         let plan = extension(StatefulLimit { input: input.plan, place: Some(place), ..limit });
         Ok(Marked { plan, streaming: true, stateful: true, shift_ms: input.shift_ms })
+    }
+
+    /// A join of two streams: a state per side.
+    fn join(&mut self, join: &Join) -> Result<Marked> {
+        let numbers = self.number(2);
+        let left = self.mark(join.left.as_ref().clone())?;
+        let right = self.mark(join.right.as_ref().clone())?;
+        let shift_ms = slowest(left.shift_ms, right.shift_ms);
+        let first = [!left.stateful, !right.stateful];
+        let join = StreamJoin::new(join, [left.plan, right.plan], numbers, shift_ms, first)?;
+        let shift_ms = join.output_shift_ms();
+        Ok(Marked { plan: extension(join), streaming: true, stateful: true, shift_ms })
     }
 }
 

@@ -9,7 +9,8 @@ use futures::future::{self, try_join_all};
 use serde_json::{Map, json};
 
 use crate::checkpoint::{
-    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery, recover,
+    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
+    recover,
 };
 use crate::dead_letter::LetterBatch;
 use crate::env::Env;
@@ -253,13 +254,8 @@ impl Query {
     /// The next batch that was logged in an earlier life runs again as it was.
     fn next_logged(&mut self) {
         let Some((id, entry)) = self.logged.pop_front() else { return };
-        let planned = Planned {
-            id,
-            entry,
-            starts: self.ends.clone(),
-            late_watermark_ms: self.last_watermark_ms,
-            again: true,
-        };
+        let planned =
+            Planned { id, entry, starts: self.ends.clone(), late_watermark_ms: self.last_watermark_ms, again: true };
         self.pending = Some(Pending::Planned(Box::new(planned)));
     }
 
@@ -695,7 +691,9 @@ fn may_repeat(found: &Found, from: BatchId, last: BatchId, guarantee: &Computed)
             ),
         ));
     }
-    tracing::warn!("{reasons}; batches {from} to {last} run again from their logged ranges, which restores exactly what was lost");
+    tracing::warn!(
+        "{reasons}; batches {from} to {last} run again from their logged ranges, which restores exactly what was lost"
+    );
     Ok(())
 }
 

@@ -98,7 +98,8 @@ impl Look {
     /// The files that batches up to `batch` are made of: what has to be copied to continue from there elsewhere. Epochs are left out,
     /// they belong to the place.
     pub fn files_up_to(&self, batch: BatchId) -> Vec<String> {
-        let commits = self.commits.range(..=batch).filter_map(|(_, commit)| commit.good()?.perennial.as_ref()?.state.as_ref());
+        let commits =
+            self.commits.range(..=batch).filter_map(|(_, commit)| commit.good()?.perennial.as_ref()?.state.as_ref());
         let state: BTreeSet<String> = commits.flat_map(StateRef::files).collect();
         let number = |name: &str, dir: &str| name.strip_prefix(dir)?.parse::<BatchId>().ok();
         let wanted = |name: &&String| {
@@ -109,7 +110,9 @@ impl Look {
                 Some(name) => state.contains(name),
                 None => {
                     let places = ["sources/", "_perennial/sources/"];
-                    *name == "metadata" || *name == "_perennial/metadata" || places.iter().any(|dir| name.starts_with(dir))
+                    *name == "metadata"
+                        || *name == "_perennial/metadata"
+                        || places.iter().any(|dir| name.starts_with(dir))
                 }
             }
         };
@@ -184,9 +187,10 @@ impl Inspector {
         let listed: Vec<_> = self.env.storage.list(Some(&self.root)).try_collect().await?;
         let mut files = BTreeMap::new();
         for file in listed {
-            let parts: Option<Vec<_>> = file.location.prefix_match(&self.root).map(|parts| {
-                parts.map(|part| part.as_ref().to_owned()).collect()
-            });
+            let parts: Option<Vec<_>> = file
+                .location
+                .prefix_match(&self.root)
+                .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect());
             if let Some(parts) = parts {
                 let meta = FileMeta { bytes: file.size, modified_ms: file.last_modified.timestamp_millis() };
                 files.insert(parts.join("/"), meta);

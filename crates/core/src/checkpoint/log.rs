@@ -98,7 +98,8 @@ impl CheckpointLog {
             epoch = unless_damaged(self.read_offsets(*batch).await.map(Some))?.map_or(0, |entry| entry.epoch);
         }
         if let Some(batch) = self.numbers("commits").await?.last()
-            && let Some(details) = unless_damaged(self.read_commit(*batch).await.map(Some))?.and_then(|entry| entry.perennial)
+            && let Some(details) =
+                unless_damaged(self.read_commit(*batch).await.map(Some))?.and_then(|entry| entry.perennial)
         {
             epoch = epoch.max(details.epoch);
         }

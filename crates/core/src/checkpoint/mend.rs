@@ -9,7 +9,7 @@ use super::format::Metadata;
 use super::inspect::Checked;
 use super::log::CheckpointLog;
 use super::recovery::{Recovery, recover};
-use super::survey::Survey;
+use super::survey::{BatchSurvey, Survey};
 use crate::error::{Error, Result, class};
 use crate::sink::BatchId;
 use crate::state::StateRef;
@@ -91,8 +91,13 @@ impl Survey {
             let choice = match good[..] {
                 [] => "no batch is good".to_owned(),
                 [only] => format!("only batch {only} is good"),
-                [first, .., last] if last - first + 1 == good.len() as u64 => format!("batches {first} to {last} are good"),
-                _ => format!("these batches are good: {}", good.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
+                [first, .., last] if last - first + 1 == good.len() as u64 => {
+                    format!("batches {first} to {last} are good")
+                }
+                _ => format!(
+                    "these batches are good: {}",
+                    good.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+                ),
             };
             return Err(refused(format!("the query cannot go on from batch {to}: {why}; {choice}")));
         }
@@ -147,19 +152,21 @@ impl Survey {
         found.commits.retain(|batch| !gone.contains(format!("commits/{batch}").as_str()));
         match recover(&found) {
             Ok(recovery @ Recovery::RunAgain { from, last }) if found.repeats_commits(recovery) => {
-                for batch in found.commits.iter().rev().filter(|batch| **batch >= from) {
-                    plan.set_aside(format!("commits/{batch}"));
+                let unusable: Vec<BatchId> = found.commits.iter().copied().filter(|batch| *batch >= from).collect();
+                unusable.iter().rev().for_each(|batch| plan.set_aside(format!("commits/{batch}")));
+                found.commits.retain(|batch| *batch < from);
+                if !unusable.is_empty() {
+                    plan.notes.push(format!(
+                        "batches {from} to {last} run again over their logged ranges; a sink that gives exactly-once has their rows once \
+                         afterwards, one that only appends has them twice"
+                    ));
                 }
-                plan.notes.push(format!(
-                    "batches {from} to {last} run again over their logged ranges; a sink that gives exactly-once has their rows once \
-                     afterwards, one that only appends has them twice"
-                ));
             }
             Ok(_) => {}
             Err(error) => plan.unresolved.push(error.message().to_owned()),
         }
         for (name, _) in self.damaged_state() {
-            let disposable = self.look.commits.keys().all(|batch| match self.batch(*batch).state {
+            let disposable = found.commits.iter().all(|batch| match self.batch(*batch).state {
                 Some(Loadable::No(files)) => !files.contains(&name),
                 _ => true,
             });
@@ -189,7 +196,9 @@ impl Survey {
         let mut plan = Plan::default();
         let first = self.look.offsets.keys().next().copied().unwrap_or(0);
         let last = recovery.base().unwrap_or(0);
-        let oldest = keep.map_or(first, |keep| first.max((last + 1).saturating_sub(keep.max(2))));
+        let good = || self.batches().into_iter().rev().filter(BatchSurvey::is_good).map(|batch| batch.batch);
+        let oldest = keep.and_then(|keep| good().nth(usize::try_from(keep.max(2) - 1).unwrap_or(usize::MAX)));
+        let oldest = oldest.unwrap_or(first);
         // A commit never outlives its offsets.
         for batch in self.batches().iter().map(|batch| batch.batch).filter(|batch| *batch < oldest) {
             for dir in ["commits", "offsets"] {
@@ -199,7 +208,11 @@ impl Survey {
                 }
             }
         }
-        let kept = self.look.commits.range(oldest..).filter_map(|(_, commit)| commit.good()?.perennial.as_ref()?.state.as_ref());
+        let kept = self
+            .look
+            .commits
+            .range(oldest..)
+            .filter_map(|(_, commit)| commit.good()?.perennial.as_ref()?.state.as_ref());
         let needed: BTreeSet<String> = kept.flat_map(StateRef::files).collect();
         for file in self.look.files.keys() {
             let unneeded = file.strip_prefix("state/").is_some_and(|name| !needed.contains(name));
@@ -209,7 +222,8 @@ impl Survey {
         }
         let bytes: u64 = plan.steps.iter().filter_map(|step| self.look.files.get(step.file())).map(|f| f.bytes).sum();
         if !plan.steps.is_empty() {
-            plan.notes.push(format!("{} files with {bytes} bytes go; batches {oldest} to {last} stay", plan.steps.len()));
+            plan.notes
+                .push(format!("{} files with {bytes} bytes go; batches {oldest} to {last} stay", plan.steps.len()));
         }
         Ok(plan)
     }

@@ -131,7 +131,11 @@ pub fn recover(found: &Found) -> Result<Recovery> {
     let from = match base {
         Some(base) => base + 1,
         None if first == 0 => 0,
-        None => return refuse(format!("no commit from batch {first} on can be used, and it is not known where batch {first} starts")),
+        None => {
+            return refuse(format!(
+                "no commit from batch {first} on can be used, and it is not known where batch {first} starts"
+            ));
+        }
     };
     if let Some(lost) = (from..=last).find(|batch| !found.is_sound(Part::Offsets, *batch)) {
         return refuse(format!("it is not known what batch {lost} reads: offsets/{lost} is damaged"));
@@ -206,7 +210,10 @@ mod tests {
                         Ok(Recovery::Fresh) => panic!("{found:?} is not fresh"),
                         Err(error) => {
                             let starts_unknown = base.is_none() && first > 0;
-                            assert!(starts_unknown || (again..=last).any(|batch| broken(0, batch)), "{found:?}: {error}");
+                            assert!(
+                                starts_unknown || (again..=last).any(|batch| broken(0, batch)),
+                                "{found:?}: {error}"
+                            );
                             for damage in &found.damage {
                                 assert!(error.to_string().contains(&damage.why), "{error} leaves out {damage}");
                             }

@@ -54,11 +54,12 @@ impl SourceLog {
             (Some(content), Some(sums)) if fits(&content, &sums) => Ok(Some(content)),
             (Some(_), Some(_)) => Err(Error::new(
                 class::CHECKPOINT_CORRUPT,
-                format!("{path} is damaged: its content does not fit its checksum"),
+                format!("{path} is damaged: its content does not fit its checksum; restore it from a backup"),
             )),
-            (None, Some(_)) => {
-                Err(Error::new(class::CHECKPOINT_CORRUPT, format!("{path} is missing, although it was written")))
-            }
+            (None, Some(_)) => Err(Error::new(
+                class::CHECKPOINT_CORRUPT,
+                format!("{path} is missing, although it was written; restore it from a backup"),
+            )),
         }
     }
 

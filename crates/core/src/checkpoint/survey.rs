@@ -6,8 +6,8 @@ use super::inspect::{Checked, Look};
 use super::recovery::{Damage, Found, Part, Recovery, recover};
 use crate::error::Result;
 use crate::sink::BatchId;
-use crate::state::inspect::{Loadable, StateFileInfo};
 use crate::state::StateRef;
+use crate::state::inspect::{Loadable, StateFileInfo};
 
 /// Everything in the checkpoint of a query, read and compared with its checksums.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,10 +68,18 @@ impl Survey {
     pub fn batch(&self, batch: BatchId) -> BatchSurvey {
         let mut problems = Vec::new();
         let offsets = self.look.offsets.get(&batch).map_or(Some("it is missing"), Checked::problem);
-        problems.extend(offsets.map(|why| Damage { part: Part::Offsets, batch, why: format!("offsets/{batch}: {why}") }));
+        problems.extend(offsets.map(|why| Damage {
+            part: Part::Offsets,
+            batch,
+            why: format!("offsets/{batch}: {why}"),
+        }));
         let commit = self.look.commits.get(&batch);
         let problem = commit.and_then(Checked::problem);
-        problems.extend(problem.map(|why| Damage { part: Part::Commit, batch, why: format!("commits/{batch}: {why}") }));
+        problems.extend(problem.map(|why| Damage {
+            part: Part::Commit,
+            batch,
+            why: format!("commits/{batch}: {why}"),
+        }));
         let state = self.state_of(batch).map(|state| state.judge(&self.state));
         if let Some(Loadable::No(files)) = &state {
             let lost: Vec<String> = files.iter().map(|name| self.state_problem(name)).collect();
@@ -167,7 +175,11 @@ impl Survey {
         }
         for (batch, entry) in &look.commits {
             if last.is_none_or(|last| *batch > last) {
-                add(format!("offsets/{batch}"), "it is missing, but the commit is there".into(), "the query does not start");
+                add(
+                    format!("offsets/{batch}"),
+                    "it is missing, but the commit is there".into(),
+                    "the query does not start",
+                );
             }
             if let Some(what) = entry.problem() {
                 add(format!("commits/{batch}"), what.into(), effect(*batch));
@@ -179,7 +191,8 @@ impl Survey {
                 Some(Loadable::No(files)) => files.contains(&name),
                 _ => false,
             });
-            let referred = look.commits.keys().any(|batch| self.state_of(*batch).is_some_and(|s| s.files().contains(&name)));
+            let referred =
+                look.commits.keys().any(|batch| self.state_of(*batch).is_some_and(|s| s.files().contains(&name)));
             match needed {
                 Some(batch) if newest_good.is_some_and(|good| *batch < good) => {
                     add(format!("state/{name}"), what, "one cannot go back to some batches; the query goes on");
@@ -217,6 +230,12 @@ impl Survey {
         // Other storages do not say their URL.
         let place = if storage.starts_with('/') { storage } else { "CHECKPOINT" };
         let query = &self.look.query;
+        if let Some(name) = self.sources.keys().next() {
+            return format!(
+                "{name} tells where its source begins or what it has read, and nothing else does: bring it back from a backup \
+                 (`perennial checkpoint restore`), or begin with another checkpoint directory"
+            );
+        }
         let repair = self.repair();
         if !repair.steps.is_empty() && repair.unresolved.is_empty() {
             return format!("What is damaged can be mended: `perennial checkpoint repair {place} {query}`");

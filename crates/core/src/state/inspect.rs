@@ -10,10 +10,10 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::ipc::reader::StreamReader;
 use object_store::path::Path;
 
+use super::StateSpec;
 use super::file::{self, Content, DeltaId};
 use super::manifest::{StateRef, delta_path, snapshot_path};
 use super::store::{StateOptions, StateStore};
-use super::StateSpec;
 use crate::env::Env;
 use crate::error::{Error, Result, class};
 
@@ -44,7 +44,8 @@ pub enum Loadable {
 impl StateRef {
     /// Names of all files that the version can be loaded from, ascending.
     pub fn files(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.snapshots.iter().flat_map(|s| snapshot_files(s.version, s.epoch, s.parts)).collect();
+        let mut names: Vec<String> =
+            self.snapshots.iter().flat_map(|s| snapshot_files(s.version, s.epoch, s.parts)).collect();
         names.extend(self.deltas_behind(self.deltas_after).map(|(version, epoch)| delta_file(version, epoch)));
         names.sort_unstable();
         names
@@ -54,18 +55,21 @@ impl StateRef {
     pub fn judge(&self, known: &BTreeMap<String, Result<StateFileInfo, String>>) -> Loadable {
         let sound = |name: &String| matches!(known.get(name), Some(Ok(_)));
         let damaged: Vec<String> = self.files().into_iter().filter(|name| !sound(name)).collect();
-        let snapshots = self.snapshots.iter().map(|s| (s.version, snapshot_files(s.version, s.epoch, s.parts).collect()));
+        let snapshots =
+            self.snapshots.iter().map(|s| (s.version, snapshot_files(s.version, s.epoch, s.parts).collect()));
         let beginning = (self.deltas_after == 0).then(|| (0, Vec::new()));
         let base = snapshots.chain(beginning).find(|(_, parts): &(u64, Vec<String>)| parts.iter().all(sound));
         let Some((base, _)) = base else { return Loadable::No(damaged) };
         let needed: Vec<String> = self.deltas_behind(base).map(|(version, epoch)| delta_file(version, epoch)).collect();
         let mut lost: Vec<String> = needed.iter().filter(|name| !sound(name)).cloned().collect();
         // A sound file may still be another one than the one that is meant.
-        let infos: Vec<_> = needed.iter().filter_map(|name| known.get(name)?.as_ref().ok().map(|info| (name, info))).collect();
+        let infos: Vec<_> =
+            needed.iter().filter_map(|name| known.get(name)?.as_ref().ok().map(|info| (name, info))).collect();
         if lost.is_empty() {
             let breaks = infos.windows(2).filter(|pair| pair[1].1.previous != Some(pair[0].1.id)).map(|pair| pair[1].0);
             lost.extend(breaks.cloned());
-            let newest = infos.last().filter(|(_, info)| self.newest.is_some_and(|newest| newest.version == info.id.version));
+            let newest =
+                infos.last().filter(|(_, info)| self.newest.is_some_and(|newest| newest.version == info.id.version));
             lost.extend(newest.filter(|(_, info)| self.newest != Some(info.id)).map(|(name, _)| (*name).clone()));
         }
         match (lost.is_empty(), damaged.is_empty()) {
@@ -96,10 +100,8 @@ pub async fn check_file(env: &Env, dir: &Path, name: &str) -> Result<StateFileIn
     let path = dir.clone().join(name);
     let decoded = file::decode(&path, file::read(env, &path).await?)?;
     let header = &decoded.header;
-    let is_named = [
-        delta_path(dir, header.version, header.epoch),
-        snapshot_path(dir, header.version, header.epoch, header.part),
-    ];
+    let is_named =
+        [delta_path(dir, header.version, header.epoch), snapshot_path(dir, header.version, header.epoch, header.part)];
     if !is_named.contains(&path) {
         return Err(file::damaged(&path, "it is another file under this name"));
     }
@@ -129,13 +131,13 @@ pub async fn read_rows(env: &Env, dir: &Path, at: &StateRef) -> Result<Vec<Opera
     let specs = specs(env, dir, at).await?;
     // One partition: nothing has to be spread.
     let spread = Arc::new(|_: usize, keys: &[ArrayRef], _: usize| Ok(vec![0; keys.first().map_or(0, |key| key.len())]));
-    let (store, _) =
-        StateStore::open(env, dir.clone(), &specs, 1, spread, Some(at), StateOptions::default()).await?;
+    let (store, _) = StateStore::open(env, dir.clone(), &specs, 1, spread, Some(at), StateOptions::default()).await?;
     let mut all = Vec::new();
     for (spec, partitions) in specs.into_iter().zip(store.partitions()) {
         let mut rows = Vec::new();
         for partition in partitions {
-            let mut partition = partition.lock().map_err(|_| Error::bug("a partition of the state was left by a panic"))?;
+            let mut partition =
+                partition.lock().map_err(|_| Error::bug("a partition of the state was left by a panic"))?;
             rows.extend(partition.scan()?);
         }
         all.push(OperatorRows { spec, rows });
@@ -234,7 +236,9 @@ mod tests {
                 .filter(|name| !damaged(name))
                 .map(|name| (name.clone(), Ok(info(name.split('.').next().unwrap().parse().unwrap()))))
                 .collect();
-            let snapshot = |version: u64| !damaged(&format!("{version}.1.0.snapshot")) && !damaged(&format!("{version}.1.1.snapshot"));
+            let snapshot = |version: u64| {
+                !damaged(&format!("{version}.1.0.snapshot")) && !damaged(&format!("{version}.1.1.snapshot"))
+            };
             let deltas = |after: u64| (after + 1..=6).all(|version| !damaged(&format!("{version}.1.delta")));
             let expected = if snapshot(4) { deltas(4) } else { snapshot(2) && deltas(2) };
             match state.judge(&known) {

@@ -29,9 +29,11 @@ use crate::terminal::Failure;
 /// say what a change means for each. A running job's checkpoint is only ever read; commands that change something show what they
 /// would do, and do it with `--yes`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  perennial checkpoint ls job.yaml\n  perennial checkpoint show job.yaml per_minute --state\n  \
+#[command(
+    after_help = "Examples:\n  perennial checkpoint ls job.yaml\n  perennial checkpoint show job.yaml per_minute --state\n  \
                         perennial checkpoint verify job.yaml\n  perennial checkpoint rewind job.yaml per_minute --to 41\n\n\
-                        Exit codes: 0 done, 1 damage was found or it failed, 2 wrong usage or --yes is missing, 78 the job file is wrong.")]
+                        Exit codes: 0 done, 1 damage was found or it failed, 2 wrong usage or --yes is missing, 78 the job file is wrong."
+)]
 pub struct Checkpoint {
     #[command(subcommand)]
     action: Action,

@@ -92,7 +92,8 @@ impl Backup {
             let bar = Bar::bytes(&format!("copying {query}"));
             let inspector = place.inspector(&query);
             let prefix = format!("{query}/");
-            let files = copy_query(&inspector, &survey.look, last, &prefix, target, |done, all| bar.at(done, all)).await?;
+            let files =
+                copy_query(&inspector, &survey.look, last, &prefix, target, |done, all| bar.at(done, all)).await?;
             manifest.queries.push(QueryManifest { query, last_batch: last, epoch: survey.look.epoch, files });
         }
         target.put(MANIFEST, manifest.encode()?).await?;

@@ -52,7 +52,8 @@ impl Manifest {
     }
 
     pub fn encode(&self) -> Result<Bytes> {
-        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::bug(format!("a manifest does not encode: {e}")))?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|e| Error::bug(format!("a manifest does not encode: {e}")))?;
         Ok(text.into())
     }
 
@@ -96,7 +97,8 @@ pub async fn copy_query(
     let mut done = 0;
     let mut gone = BTreeSet::new();
     let mut copy = async |name: &str, content: Bytes, target: &mut _| -> Result<()> {
-        let file = FileManifest { path: name.to_owned(), bytes: content.len() as u64, crc32c: crc32c::crc32c(&content) };
+        let file =
+            FileManifest { path: name.to_owned(), bytes: content.len() as u64, crc32c: crc32c::crc32c(&content) };
         done += file.bytes;
         copied.push(file);
         progress(done, total);
@@ -120,7 +122,10 @@ pub async fn copy_query(
             _ if batch == last => {
                 return Err(Error::new(
                     class::STORAGE_NOT_FOUND,
-                    format!("batch {last} of {} lacks files, or was removed while it was copied: look with verify, or try again", look.query),
+                    format!(
+                        "batch {last} of {} lacks files, or was removed while it was copied: look with verify, or try again",
+                        look.query
+                    ),
                 ));
             }
             _ => break,
@@ -235,7 +240,8 @@ impl Backup {
                     }
                     Ok(())
                 })?;
-                manifest.ok_or_else(|| damaged(format!("{}: it has no {MANIFEST}: it is not complete", place.display())))?
+                manifest
+                    .ok_or_else(|| damaged(format!("{}: it has no {MANIFEST}: it is not complete", place.display())))?
             }
         };
         for (name, crc32c) in names(&manifest) {
@@ -249,7 +255,12 @@ impl Backup {
     }
 
     /// Copies the files of a query to where they belong, its identity last.
-    pub async fn restore(&self, query: &QueryManifest, target: &mut impl Take, progress: impl Fn(u64, u64)) -> Result<()> {
+    pub async fn restore(
+        &self,
+        query: &QueryManifest,
+        target: &mut impl Take,
+        progress: impl Fn(u64, u64),
+    ) -> Result<()> {
         let total: u64 = query.files.iter().map(|file| file.bytes).sum();
         let mut done = 0;
         match self {
@@ -307,7 +318,8 @@ fn read_entry(place: &FsPath, entry: std::io::Result<tar::Entry<'_, Reader>>) ->
 
 /// Names of all files in a backup, with their checksums.
 fn names(manifest: &Manifest) -> impl Iterator<Item = (String, u32)> {
-    manifest.queries.iter().flat_map(|query| {
-        query.files.iter().map(move |file| (format!("{}/{}", query.query, file.path), file.crc32c))
-    })
+    manifest
+        .queries
+        .iter()
+        .flat_map(|query| query.files.iter().map(move |file| (format!("{}/{}", query.query, file.path), file.crc32c)))
 }

@@ -68,9 +68,11 @@ impl Side {
     async fn read(place: &Place, look: &Look, batch: u64) -> Result<Self> {
         let name = format!("{}/{} batch {batch}", place.location, look.query);
         let entry = look.offsets.get(&batch).and_then(|entry| entry.good());
-        let offsets = entry.ok_or_else(|| Error::new(class::CHECKPOINT_CORRUPT, format!("{name}: its offsets are damaged")))?;
+        let offsets =
+            entry.ok_or_else(|| Error::new(class::CHECKPOINT_CORRUPT, format!("{name}: its offsets are damaged")))?;
         let commit = look.commits.get(&batch).and_then(|entry| entry.good());
-        let has_state = commit.and_then(|commit| commit.perennial.as_ref()).is_some_and(|details| details.state.is_some());
+        let has_state =
+            commit.and_then(|commit| commit.perennial.as_ref()).is_some_and(|details| details.state.is_some());
         let state = if has_state { state_of(place, look, batch).await? } else { Vec::new() };
         Ok(Self { name, offsets: offsets.clone(), commit: commit.cloned(), state })
     }
@@ -175,7 +177,9 @@ impl Changes {
         let (keys, columns) = (one.spec.keys, schema_one.fields().len());
         let (of_keys, of_values) = (RowConverter::new(fields(0, keys))?, RowConverter::new(fields(keys, columns))?);
         let index = key_index(&of_keys, &rows_one, keys)?;
-        let values = |rows: &RecordBatch| -> Result<Vec<OwnedRow>> { owned(&of_values, &rows.columns()[keys..], rows.num_rows()) };
+        let values = |rows: &RecordBatch| -> Result<Vec<OwnedRow>> {
+            owned(&of_values, &rows.columns()[keys..], rows.num_rows())
+        };
         let (values_one, values_two) = (values(&rows_one)?, values(&rows_two)?);
         let mut seen = vec![false; rows_one.num_rows()];
         let (mut added, mut before, mut after, mut alike) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -194,7 +198,9 @@ impl Changes {
             }
         }
         let removed: Vec<u32> = seen.iter().enumerate().filter(|(_, seen)| !**seen).map(|(at, _)| at as u32).collect();
-        let pick = |rows: &RecordBatch, at: Vec<u32>| -> Result<Vec<RecordBatch>> { Ok(vec![take_record_batch(rows, &UInt32Array::from(at))?]) };
+        let pick = |rows: &RecordBatch, at: Vec<u32>| -> Result<Vec<RecordBatch>> {
+            Ok(vec![take_record_batch(rows, &UInt32Array::from(at))?])
+        };
         Ok(Self {
             added: pick(&rows_two, added)?,
             removed: pick(&rows_one, removed)?,
@@ -217,7 +223,12 @@ impl Changes {
             count(&self.after),
             self.alike
         );
-        for (title, rows) in [("came", &self.added), ("went", &self.removed), ("changed, before", &self.before), ("changed, after", &self.after)] {
+        for (title, rows) in [
+            ("came", &self.added),
+            ("went", &self.removed),
+            ("changed, before", &self.before),
+            ("changed, after", &self.after),
+        ] {
             let all = count(rows);
             if all == 0 || limit == 0 {
                 continue;

@@ -16,8 +16,10 @@ use crate::terminal::Failure;
 /// The copy goes on from the same batch, beside the original, which may run meanwhile. To its sinks it is another query: give it targets of its
 /// own.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  perennial checkpoint fork job.yaml per_minute --to ./checkpoints/trial --job trial\n  \
-                        perennial checkpoint fork job.yaml per_minute --to ./checkpoints/greenhouse --as per_minute_2 --batch 41")]
+#[command(
+    after_help = "Examples:\n  perennial checkpoint fork job.yaml per_minute --to ./checkpoints/trial --job trial\n  \
+                        perennial checkpoint fork job.yaml per_minute --to ./checkpoints/greenhouse --as per_minute_2 --batch 41"
+)]
 pub struct Fork {
     /// Job file, directory or URL.
     #[arg(value_name = "CHECKPOINT")]
@@ -96,11 +98,15 @@ impl Fork {
 
         let bar = Bar::bytes(&format!("copying {query}"));
         let mut target = Copy { place: &to, inspector };
-        copy_query(&from.inspector(&query), &survey.look, batch, "", &mut target, |done, all| bar.at(done, all)).await?;
+        copy_query(&from.inspector(&query), &survey.look, batch, "", &mut target, |done, all| bar.at(done, all))
+            .await?;
         drop(bar);
         // Its own identity, last: without it the copy is not one.
         to.env.storage.put(&target.inspector.path("metadata"), metadata.encode().into()).await.map_err(Error::from)?;
-        let owner = metadata.owner.as_ref().map_or_else(|| "any job".to_owned(), |(job, query)| format!("job {job}, query {query}"));
+        let owner = metadata
+            .owner
+            .as_ref()
+            .map_or_else(|| "any job".to_owned(), |(job, query)| format!("job {job}, query {query}"));
         let text = format!(
             "{query}, up to batch {batch}, was copied to {}/{name}, for {owner}, with the identity {}\nto its sinks it is another query: it writes \
              what comes after batch {batch} again, so give it targets of its own\n",

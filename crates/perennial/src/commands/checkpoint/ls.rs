@@ -9,7 +9,9 @@ use crate::terminal::Failure;
 
 /// List the queries of a checkpoint: last batch, watermark, state, size, and who uses it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  perennial checkpoint ls job.yaml\n  perennial checkpoint ls ./checkpoints/greenhouse --json")]
+#[command(
+    after_help = "Examples:\n  perennial checkpoint ls job.yaml\n  perennial checkpoint ls ./checkpoints/greenhouse --json"
+)]
 pub struct Ls {
     /// Job file, directory or URL.
     #[arg(value_name = "CHECKPOINT")]

@@ -109,7 +109,12 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let is_number = |column: usize| {
-        !rows.is_empty() && rows.iter().all(|row| row.get(column).is_some_and(|c| c == "-" || c.starts_with(|c: char| c.is_ascii_digit()) && !c.contains(['-', ':', '.'])))
+        !rows.is_empty()
+            && rows.iter().all(|row| {
+                row.get(column).is_some_and(|c| {
+                    c == "-" || c.starts_with(|c: char| c.is_ascii_digit()) && !c.contains(['-', ':', '.'])
+                })
+            })
     };
     let right: Vec<bool> = (0..header.len()).map(is_number).collect();
     let mut text = String::new();

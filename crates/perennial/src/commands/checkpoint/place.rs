@@ -53,9 +53,7 @@ impl Place {
                 let parent = if parent.is_empty() { "/" } else { parent };
                 Ok(Self { only: Some(query.to_owned()), ..Self::at(parent)? })
             }
-            None if is_query => {
-                Ok(Self { only: Some(place.to_owned()), ..Self::at(".")? })
-            }
+            None if is_query => Ok(Self { only: Some(place.to_owned()), ..Self::at(".")? }),
             _ => Ok(found),
         }
     }

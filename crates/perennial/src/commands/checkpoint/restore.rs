@@ -101,7 +101,8 @@ impl Restore {
                 ),
             ));
         }
-        let _ = writeln!(text, "{name}: {} files, the query goes on after batch {}", query.files.len(), query.last_batch);
+        let _ =
+            writeln!(text, "{name}: {} files, the query goes on after batch {}", query.files.len(), query.last_batch);
         if !look.files.is_empty() {
             let _ = writeln!(text, "  the {} files that are there are removed", look.files.len());
         }

@@ -18,9 +18,11 @@ use crate::terminal::Failure;
 /// number. `start` forgets where the source is: kafka then begins where `starting_offsets` of the job file says (`earliest`, `latest`,
 /// offsets or a time), which the running job finds out, and files and simulate at their first record.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  perennial checkpoint set-offsets job.yaml raw --source 'readings={\"sensors\":{\"0\":500,\"1\":480}}'\n  \
+#[command(
+    after_help = "Examples:\n  perennial checkpoint set-offsets job.yaml raw --source 'readings={\"sensors\":{\"0\":500,\"1\":480}}'\n  \
                         perennial checkpoint set-offsets job.yaml raw --source readings=start --yes\n  \
-                        perennial checkpoint set-offsets job.yaml raw --offsets offsets.json --yes")]
+                        perennial checkpoint set-offsets job.yaml raw --offsets offsets.json --yes"
+)]
 pub struct SetOffsets {
     /// Job file, directory or URL.
     #[arg(value_name = "CHECKPOINT")]
@@ -81,7 +83,15 @@ impl SetOffsets {
             return Err(wrong(format!("batch {last} is damaged")).into());
         };
         let set = self.given()?;
-        let boundary = Boundary::new(look, last, offsets, commit, set, place.env.now_ms(), owned.as_ref().map_or(0, |o| o.log.epoch()))?;
+        let boundary = Boundary::new(
+            look,
+            last,
+            offsets,
+            commit,
+            set,
+            place.env.now_ms(),
+            owned.as_ref().map_or(0, |o| o.log.epoch()),
+        )?;
         if let Some(owned) = &owned {
             owned.log.carry_out(&boundary.forget, |_| {}).await?;
             // The commit first: if only it is there, a start refuses. With only the offsets it would read up to them.
@@ -111,7 +121,8 @@ impl SetOffsets {
             set.extend(file);
         }
         for given in &self.sources {
-            let (name, offset) = given.split_once('=').ok_or_else(|| wrong(format!("--source {given}: write NAME=OFFSET")))?;
+            let (name, offset) =
+                given.split_once('=').ok_or_else(|| wrong(format!("--source {given}: write NAME=OFFSET")))?;
             let offset = match offset {
                 "start" => json!("start"),
                 "earliest" | "latest" => {
@@ -154,11 +165,16 @@ impl Boundary {
         for (name, offset) in set {
             let index = match old.sources.iter().position(|source| *source == name) {
                 Some(index) => index,
-                None if old.sources.is_empty() => name.parse().ok().filter(|n| *n < old.offsets.len()).ok_or_else(|| {
-                    wrong(format!("the sources of batch {last} have no names: number them, from 0 on"))
-                })?,
+                None if old.sources.is_empty() => {
+                    name.parse().ok().filter(|n| *n < old.offsets.len()).ok_or_else(|| {
+                        wrong(format!("the sources of batch {last} have no names: number them, from 0 on"))
+                    })?
+                }
                 None => {
-                    return Err(wrong(format!("there is no source {name}: the query reads {}", old.sources.join(", "))));
+                    return Err(wrong(format!(
+                        "there is no source {name}: the query reads {}",
+                        old.sources.join(", ")
+                    )));
                 }
             };
             let old_json: Option<Value> =
@@ -208,7 +224,9 @@ impl Boundary {
                 true => writeln!(text, "  {name}: {} (unchanged)", show(to)),
                 false => writeln!(text, "  {name}: {} (was {})", show(to), show(from)),
             };
-            let value = |offset: &Option<Offset>| offset.as_ref().map(|o| serde_json::from_str(o.as_str()).unwrap_or(Value::Null));
+            let value = |offset: &Option<Offset>| {
+                offset.as_ref().map(|o| serde_json::from_str(o.as_str()).unwrap_or(Value::Null))
+            };
             sources.push(json!({ "source": name, "from": value(from), "to": value(to) }));
         }
         (text, json!({ "done": done, "batch": batch, "sources": sources }))
@@ -230,7 +248,9 @@ fn fits(name: &str, old: &Value, new: &Value) -> Result<()> {
         for (topic, partitions) in old.as_object().into_iter().flatten() {
             for partition in partitions.as_object().into_iter().flatten().map(|(partition, _)| partition) {
                 if topics.get(topic).and_then(|t| t.get(partition)).is_none() {
-                    return refuse(format!("partition {partition} of {topic} is missing, and would be read from its start"));
+                    return refuse(format!(
+                        "partition {partition} of {topic} is missing, and would be read from its start"
+                    ));
                 }
             }
         }

@@ -215,9 +215,8 @@ pub fn offset_json(offset: Option<&Offset>) -> Value {
 }
 
 fn describe(look: &Look, batch: u64) -> Result<(String, Value)> {
-    let damaged = |what: &str, why: &str| {
-        Error::new(class::CHECKPOINT_CORRUPT, format!("{}: {what}/{batch}: {why}", look.query))
-    };
+    let damaged =
+        |what: &str, why: &str| Error::new(class::CHECKPOINT_CORRUPT, format!("{}: {what}/{batch}: {why}", look.query));
     let entry = &look.offsets[&batch];
     let offsets = entry.good().ok_or_else(|| damaged("offsets", entry.problem().unwrap_or_default()))?;
     let before = batch.checked_sub(1).and_then(|before| look.offsets.get(&before)?.good());
@@ -265,14 +264,20 @@ fn describe(look: &Look, batch: u64) -> Result<(String, Value)> {
     }
     let sizes = sizes(look, batch, commit);
     text += "\n";
-    text += &table(&["FILES", "COUNT", "SIZE"], &sizes.iter().map(|(n, c, b)| vec![(*n).to_owned(), c.to_string(), size(*b)]).collect::<Vec<_>>());
-    json["files"] = sizes.iter().map(|(name, count, bytes)| json!({ "files": name, "count": count, "bytes": bytes })).collect();
+    text += &table(
+        &["FILES", "COUNT", "SIZE"],
+        &sizes.iter().map(|(n, c, b)| vec![(*n).to_owned(), c.to_string(), size(*b)]).collect::<Vec<_>>(),
+    );
+    json["files"] =
+        sizes.iter().map(|(name, count, bytes)| json!({ "files": name, "count": count, "bytes": bytes })).collect();
     Ok((text, json))
 }
 
 fn identity(look: &Look) -> String {
     let metadata = look.metadata.good();
-    let owner = metadata.and_then(|m| m.owner.as_ref()).map_or_else(String::new, |(job, query)| format!(" of job {job}, query {query}"));
+    let owner = metadata
+        .and_then(|m| m.owner.as_ref())
+        .map_or_else(String::new, |(job, query)| format!(" of job {job}, query {query}"));
     let id = metadata.map_or("metadata is damaged or missing", |m| m.id.as_str());
     let kept = match (look.offsets.keys().next(), look.offsets.keys().next_back()) {
         (Some(first), Some(last)) => format!("batches {first} to {last}"),
@@ -288,21 +293,23 @@ fn source_name(offsets: &OffsetEntry, index: usize) -> String {
 fn ranges(offsets: &OffsetEntry, before: Option<&OffsetEntry>) -> Vec<Vec<String>> {
     let show = |offset: Option<&Offset>| offset.map_or_else(|| "start".to_owned(), Offset::to_string);
     let start = |index: usize| before.and_then(|before| before.offsets.get(index)?.as_ref());
-    let row = |(index, end): (usize, &Option<Offset>)| vec![source_name(offsets, index), show(start(index)), show(end.as_ref())];
+    let row = |(index, end): (usize, &Option<Offset>)| {
+        vec![source_name(offsets, index), show(start(index)), show(end.as_ref())]
+    };
     offsets.offsets.iter().enumerate().map(row).collect()
 }
 
 fn sources_json(offsets: &OffsetEntry, before: Option<&OffsetEntry>) -> Value {
     let start = |index: usize| before.and_then(|before| before.offsets.get(index)?.as_ref());
-    let source = |(index, end): (usize, &Option<Offset>)| {
-        json!({ "source": source_name(offsets, index), "from": offset_json(start(index)), "to": offset_json(end.as_ref()) })
-    };
+    let source = |(index, end): (usize, &Option<Offset>)| json!({ "source": source_name(offsets, index), "from": offset_json(start(index)), "to": offset_json(end.as_ref()) });
     offsets.offsets.iter().enumerate().map(source).collect()
 }
 
 fn describe_state(state: &StateRef, look: &Look, text: &mut String) {
-    let rows: Vec<String> = state.rows.iter().enumerate().map(|(n, rows)| format!("operator {n}: {rows} rows")).collect();
-    let snapshots: Vec<String> = state.snapshots.iter().map(|s| format!("{} ({}, {} files)", s.version, size(s.bytes), s.parts)).collect();
+    let rows: Vec<String> =
+        state.rows.iter().enumerate().map(|(n, rows)| format!("operator {n}: {rows} rows")).collect();
+    let snapshots: Vec<String> =
+        state.snapshots.iter().map(|s| format!("{} ({}, {} files)", s.version, size(s.bytes), s.parts)).collect();
     let deltas: u64 = state.deltas.iter().map(|run| run.last - run.first + 1).sum();
     let missing = state.files().iter().filter(|name| !look.files.contains_key(&format!("state/{name}"))).count();
     let _ = writeln!(text, "\nstate version {}: {}", state.version, rows.join(", "));

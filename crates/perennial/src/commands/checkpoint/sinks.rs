@@ -22,8 +22,7 @@ impl Back {
     pub fn new(place: &Place, look: &Look, to: u64, last: Option<u64>, keep_ranges: bool) -> Self {
         let metadata = look.metadata.good().or(look.metadata_copy.good());
         let owner = metadata.and_then(|metadata| metadata.owner.clone());
-        let (job, query) =
-            owner.unwrap_or_else(|| (place.job_name().unwrap_or("JOB").to_owned(), look.query.clone()));
+        let (job, query) = owner.unwrap_or_else(|| (place.job_name().unwrap_or("JOB").to_owned(), look.query.clone()));
         let id = metadata.map_or_else(|| "ID".to_owned(), |metadata| metadata.id.clone());
         Self { job, query, id, to, last, keep_ranges }
     }
@@ -82,7 +81,10 @@ pub fn meaning(sink: Option<(&SinkConfig, OutputMode)>, back: &Back) -> Vec<Stri
         #[allow(unreachable_patterns, reason = "sinks to come")]
         Some((other, _)) => vec![format!("the {} sink: {}", other.name(), general(back))],
         None => vec![
-            format!("without the job file it is not known which sink has {}; name the job file to be told what to do", back.batches()),
+            format!(
+                "without the job file it is not known which sink has {}; name the job file to be told what to do",
+                back.batches()
+            ),
             format!("  sqlite, postgres: {}", general(back)),
             "  files: the files of these batches stay until the batches of the same numbers replace them".to_owned(),
             "  influxdb: points with the same tags and time are overwritten".to_owned(),
@@ -147,10 +149,8 @@ fn files(path: &str, back: &Back) -> Vec<String> {
                 (back.to + 1..=last).map(|batch| format!("-name {}", shell(&back.file_pattern(batch)))).collect();
             lines.push(format!("  find {} \\( {} \\) -delete", shell(path), names.join(" -o ")));
         }
-        _ => lines.push(format!(
-            "  all that are called {} or have a greater number there",
-            back.file_pattern(back.to + 1)
-        )),
+        _ => lines
+            .push(format!("  all that are called {} or have a greater number there", back.file_pattern(back.to + 1))),
     }
     lines
 }
@@ -158,5 +158,9 @@ fn files(path: &str, back: &Back) -> Vec<String> {
 /// A word for a shell.
 fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }

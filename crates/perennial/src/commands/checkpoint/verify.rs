@@ -12,8 +12,10 @@ use crate::terminal::Failure;
 ///
 /// Says what is damaged, what follows from it, and what a start of the query would do. Changes nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  perennial checkpoint verify job.yaml\n  perennial checkpoint verify job.yaml per_minute --json\n\n\
-                        Exit codes: 0 all is sound, 1 something is damaged.")]
+#[command(
+    after_help = "Examples:\n  perennial checkpoint verify job.yaml\n  perennial checkpoint verify job.yaml per_minute --json\n\n\
+                        Exit codes: 0 all is sound, 1 something is damaged."
+)]
 pub struct Verify {
     /// Job file, directory or URL.
     #[arg(value_name = "CHECKPOINT")]
@@ -81,7 +83,8 @@ fn describe(survey: &Survey, location: &str, text: &mut String) {
     }
     let _ = writeln!(text, "  {}", start(survey));
     if verdict == "damaged" {
-        let place = std::path::absolute(location).map_or_else(|_| location.to_owned(), |path| path.display().to_string());
+        let place =
+            std::path::absolute(location).map_or_else(|_| location.to_owned(), |path| path.display().to_string());
         let _ = writeln!(text, "  {}", survey.advice(if location.contains("://") { location } else { &place }));
     }
 }

@@ -157,8 +157,9 @@ impl Survey {
                 found.commits.retain(|batch| *batch < from);
                 if !unusable.is_empty() {
                     plan.notes.push(format!(
-                        "batches {from} to {last} run again over their logged ranges; a sink that gives exactly-once has their rows once \
-                         afterwards, one that only appends has them twice"
+                        "{} again over the logged range; a sink that gives exactly-once has the rows once afterwards, \
+                         one that only appends has them twice",
+                        if from == last { format!("batch {from} runs") } else { format!("batches {from} to {last} run") }
                     ));
                 }
             }

@@ -138,7 +138,7 @@ pub fn recover(found: &Found) -> Result<Recovery> {
         }
     };
     if let Some(lost) = (from..=last).find(|batch| !found.is_sound(Part::Offsets, *batch)) {
-        return refuse(format!("it is not known what batch {lost} reads: offsets/{lost} is damaged"));
+        return refuse(format!("it is not known what batch {lost} reads"));
     }
     Ok(if from > last { Recovery::Continue { last } } else { Recovery::RunAgain { from, last } })
 }

@@ -228,7 +228,7 @@ impl Survey {
     /// What is known to be good, and how to go on from there. `storage` is where the checkpoint is, for the commands.
     pub fn advice(&self, storage: &str) -> String {
         // Other storages do not say their URL.
-        let place = if storage.starts_with('/') { storage } else { "CHECKPOINT" };
+        let place = if storage.starts_with('/') || storage.contains("://") { storage } else { "CHECKPOINT" };
         let query = &self.look.query;
         if let Some(name) = self.sources.keys().next() {
             return format!(

@@ -65,6 +65,14 @@ impl Place {
         Ok(Self { location: location.to_owned(), env, storage, job: None, only: None })
     }
 
+    /// The directory from the root on, or the URL: for commands that can be copied.
+    pub fn absolute(&self) -> String {
+        match &self.storage.local {
+            Some(dir) => dir.display().to_string(),
+            None => self.location.clone(),
+        }
+    }
+
     /// The names of the queries: the one that was named, or all.
     pub async fn queries(&self, named: Option<&str>) -> Result<Vec<String>> {
         let all = Inspector::queries(&self.env).await.at(|| self.location.clone())?;

@@ -39,7 +39,7 @@ impl Repair {
             let bar = Bar::count("repairing");
             owned.log.carry_out(&plan, |done| bar.at(done, plan.steps.len() as u64)).await?;
         }
-        let advice = if plan.unresolved.is_empty() { Vec::new() } else { vec![survey.advice(&place.location)] };
+        let advice = if plan.unresolved.is_empty() { Vec::new() } else { vec![survey.advice(&place.absolute())] };
         report(self.format, self.consent, &plan, &advice)
     }
 }

@@ -36,7 +36,7 @@ impl Verify {
         for query in place.queries(self.query.as_deref()).await? {
             let survey = place.survey(&query).await?;
             sound &= survey.findings().is_empty() && survey.recovery().is_ok() && survey.newer().is_none();
-            describe(&survey, &place.location, &mut text);
+            describe(&survey, &place.absolute(), &mut text);
             queries.push(json_of(&survey));
         }
         self.format.print(&text, &json!({ "location": place.location, "sound": sound, "queries": queries }))?;
@@ -83,9 +83,7 @@ fn describe(survey: &Survey, location: &str, text: &mut String) {
     }
     let _ = writeln!(text, "  {}", start(survey));
     if verdict == "damaged" {
-        let place =
-            std::path::absolute(location).map_or_else(|_| location.to_owned(), |path| path.display().to_string());
-        let _ = writeln!(text, "  {}", survey.advice(if location.contains("://") { location } else { &place }));
+        let _ = writeln!(text, "  {}", survey.advice(location));
     }
 }
 

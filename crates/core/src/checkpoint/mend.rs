@@ -159,7 +159,11 @@ impl Survey {
                     plan.notes.push(format!(
                         "{} again over the logged range; a sink that gives exactly-once has the rows once afterwards, \
                          one that only appends has them twice",
-                        if from == last { format!("batch {from} runs") } else { format!("batches {from} to {last} run") }
+                        if from == last {
+                            format!("batch {from} runs")
+                        } else {
+                            format!("batches {from} to {last} run")
+                        }
                     ));
                 }
             }

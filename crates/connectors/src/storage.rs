@@ -613,6 +613,26 @@ pub fn lock(dir: &FsPath) -> Result<Lock> {
     }
 }
 
+/// Who has the exclusive use of a local directory: the number of the process, or `unknown`. `None`: nobody. Changes nothing.
+pub fn holder(dir: &FsPath) -> Result<Option<String>> {
+    let path = dir.join(".lock");
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::from(file_error("open", &path)(error))),
+    };
+    // Shared, and only for a moment: it keeps other lookers out of nothing.
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            Ok(Some(if holder.is_empty() { "unknown".to_owned() } else { holder }))
+        }
+        Err(TryLockError::Error(e)) => Err(Error::from(file_error("lock", &path)(e))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -800,7 +820,10 @@ mod tests {
         let error = lock(&dir).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fenced);
         assert!(error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
+        assert_eq!(holder(&dir).unwrap(), Some(std::process::id().to_string()));
         drop(held);
+        assert_eq!(holder(&dir).unwrap(), None);
+        assert_eq!(holder(&dir.join("nowhere")).unwrap(), None);
         lock(&dir).unwrap();
     }
 }

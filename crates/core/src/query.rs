@@ -1,5 +1,6 @@
 //! A running query: the way of a batch, top to bottom.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,13 @@ use futures::future::{self, try_join_all};
 use serde_json::{Map, json};
 
 use crate::checkpoint::{
-    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Metadata, OffsetEntry, Recovery, recover,
+    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
+    recover,
 };
 use crate::dead_letter::LetterBatch;
 use crate::env::Env;
-use crate::error::{Error, Result, ResultExt, class};
-use crate::guarantee;
+use crate::error::{Error, ErrorKind, Result, ResultExt, class};
+use crate::guarantee::{self, Computed};
 use crate::intake::{Gate, Intake, Take};
 use crate::isolate::{Guilty, RowSet, Search};
 use crate::job::{JobSpec, OnError, QuerySpec, Trigger};
@@ -68,6 +70,8 @@ pub struct Query {
     watermark_moved: bool,
     /// The batch that was begun and is not committed.
     pending: Option<Pending>,
+    /// Batches after it that were logged before and run again, too.
+    logged: VecDeque<(BatchId, OffsetEntry)>,
     /// Where an `available_now` run ends, per source.
     targets: Option<Vec<Option<Offset>>>,
     /// Batches whose logs are there, ascending.
@@ -121,10 +125,17 @@ impl Query {
     /// `CheckpointMismatch` when the checkpoint is another query's, `CheckpointCorrupt` when it cannot be continued exactly,
     /// `GuaranteeNotMet`, and what sources, sink and storage give.
     pub async fn open(job: &JobSpec, spec: &QuerySpec) -> Result<Self> {
+        let log = CheckpointLog::open(job.env.clone(), &spec.name).await?;
+        match Self::recover(job, spec, log.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => Err(log.advise(error).await),
+            opened => opened,
+        }
+    }
+
+    async fn recover(job: &JobSpec, spec: &QuerySpec, log: CheckpointLog) -> Result<Self> {
         let env = job.env.clone();
-        let log = CheckpointLog::open(env.clone(), &spec.name).await?;
-        let found = log.find().await?;
-        let recovery = recover(&found).at(|| format!("checkpoint {}", spec.name))?;
+        let mut found = log.find().await?;
+        recover(&found)?;
         let query_id = identity(job, spec, &log).await?;
 
         let gates = spec.gates()?;
@@ -141,22 +152,56 @@ impl Query {
                 output_mode: spec.output_mode,
             })
             .at(|| "sink".into())?;
-        demand(job, spec, &sources, sink.as_ref())?;
+        let guarantee = demand(job, spec, &sources, sink.as_ref())?;
         let mut watermarks =
             Watermarks::new(spec.watermark_policy, spec.plan.inputs().iter().map(|input| input.watermark_delay));
         let plan_digest = format!("{:08x}", crc32c::crc32c(spec.plan.fingerprint().as_bytes()));
-        let committed = match recovery {
-            Recovery::Fresh | Recovery::RunAgain { batch: 0 } => None,
-            Recovery::RunAgain { batch } => Some(batch - 1),
-            Recovery::Continue { last } => Some(last),
+        // The newest batch of which everything is sound, its state included.
+        let (recovery, base, state, restored) = loop {
+            let recovery = recover(&found)?;
+            let base = match recovery.base() {
+                Some(last) => {
+                    let offsets = log.read_offsets(last).await?;
+                    belongs(spec, &offsets, &plan_digest)?;
+                    Some((last, offsets, log.read_commit(last).await?))
+                }
+                None => None,
+            };
+            let version = base.as_ref().and_then(|(_, _, commit)| commit.perennial.as_ref()?.state.as_ref());
+            let plan = spec.plan.clone();
+            let partition_of = move |state: usize, keys: &[arrow::array::ArrayRef], partitions: usize| {
+                plan.partition_of(state, keys, partitions)
+            };
+            let opened = StateStore::open(
+                &env,
+                log.state_dir(),
+                spec.plan.state(),
+                spec.plan.parallelism(),
+                Arc::new(partition_of),
+                version,
+                job.state.clone(),
+            );
+            match (opened.await, &base) {
+                (Ok((state, restored)), _) => break (recovery, base, state, restored),
+                (Err(error), Some((batch, ..))) if error.kind() == ErrorKind::Corrupt => {
+                    found.damage.push(Damage { part: Part::State, batch: *batch, why: error.to_string() });
+                }
+                (Err(error), _) => return Err(error.at("state")),
+            }
         };
-        let mut state_ref: Option<StateRef> = None;
+        for repair in &restored.repairs {
+            tracing::warn!(query = %spec.name, "the state was restored exactly, around a damaged file: {repair}");
+        }
+        if let Recovery::RunAgain { from, last } = recovery
+            && found.repeats_commits(recovery)
+        {
+            may_repeat(&found, from, last, &guarantee)?;
+            log.set_commits_aside(found.commits.iter().copied().filter(|commit| *commit >= from)).await?;
+        }
+        let committed = recovery.base();
         let (mut ends, mut last_watermark_ms, mut last_timestamp_ms) = (vec![None; sources.len()], 0, 0);
         let mut watermark_moved = false;
-        if let Some(last) = committed {
-            let offsets = log.read_offsets(last).await?;
-            belongs(spec, &offsets, &plan_digest)?;
-            let commit = log.read_commit(last).await?;
+        if let Some((_, offsets, commit)) = base {
             watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
             let inputs = match (&commit.perennial, spec.watermark_after_restart) {
                 (Some(details), WatermarkAfterRestart::Keep) => &details.input_watermarks[..],
@@ -165,7 +210,6 @@ impl Query {
             watermarks.restore(commit.next_watermark_ms.max(offsets.watermark_ms), inputs);
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
-            state_ref = commit.perennial.and_then(|p| p.state);
         }
         let mut targets = None;
         if job.trigger == Trigger::AvailableNow {
@@ -174,40 +218,15 @@ impl Query {
             });
             targets = Some(try_join_all(newest).await?);
         }
-        let plan = spec.plan.clone();
-        let partition_of = move |state: usize, keys: &[arrow::array::ArrayRef], partitions: usize| {
-            plan.partition_of(state, keys, partitions)
-        };
-        let (state, restored) = StateStore::open(
-            &env,
-            log.state_dir(),
-            spec.plan.state(),
-            spec.plan.parallelism(),
-            Arc::new(partition_of),
-            state_ref.as_ref(),
-            job.state.clone(),
-        )
-        .await
-        .at(|| "state".into())?;
-        for repair in &restored.repairs {
-            tracing::warn!(query = %spec.name, "the state was restored exactly, around a damaged file: {repair}");
-        }
-        let pending = match recovery {
-            Recovery::RunAgain { batch } => {
+        let mut logged = VecDeque::new();
+        if let Recovery::RunAgain { from, last } = recovery {
+            for batch in from..=last {
                 let entry = log.read_offsets(batch).await?;
                 belongs(spec, &entry, &plan_digest)?;
-                let planned = Planned {
-                    id: batch,
-                    entry,
-                    starts: ends.clone(),
-                    late_watermark_ms: last_watermark_ms,
-                    again: true,
-                };
-                Some(Pending::Planned(Box::new(planned)))
+                logged.push_back((batch, entry));
             }
-            _ => None,
-        };
-        Ok(Self {
+        }
+        let mut query = Self {
             env,
             job_version: job.version.clone(),
             dead_letters: job.dead_letters.clone(),
@@ -224,14 +243,25 @@ impl Query {
             last_watermark_ms,
             last_timestamp_ms,
             watermark_moved,
-            pending,
+            pending: None,
+            logged,
             targets,
             kept: found.offsets,
             lag: Vec::new(),
             lag_at: None,
             expired_at: None,
             spec: spec.clone(),
-        })
+        };
+        query.next_logged();
+        Ok(query)
+    }
+
+    /// The next batch that was logged in an earlier life runs again as it was.
+    fn next_logged(&mut self) {
+        let Some((id, entry)) = self.logged.pop_front() else { return };
+        let planned =
+            Planned { id, entry, starts: self.ends.clone(), late_watermark_ms: self.last_watermark_ms, again: true };
+        self.pending = Some(Pending::Planned(Box::new(planned)));
     }
 
     /// Number of the next batch.
@@ -417,9 +447,10 @@ impl Query {
         self.last_watermark_ms = planned.entry.watermark_ms;
         self.last_timestamp_ms = planned.entry.timestamp_ms;
         self.ends = planned.entry.offsets;
-        if self.kept.last() != Some(&planned.id) {
+        if self.kept.last().is_none_or(|last| *last < planned.id) {
             self.kept.push(planned.id);
         }
+        self.next_logged();
         report.phases.commit = watch.lap();
         report.finished_at_micros = self.env.clock.now_micros();
 
@@ -658,13 +689,36 @@ fn open_sources(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog, gates: &[A
     Ok(open)
 }
 
-/// Refuses a query that promises less than the job demands.
-fn demand(job: &JobSpec, spec: &QuerySpec, sources: &[OpenSource], sink: &dyn Sink) -> Result<()> {
+/// The guarantee of the query; an error where it promises less than the job demands.
+fn demand(job: &JobSpec, spec: &QuerySpec, sources: &[OpenSource], sink: &dyn Sink) -> Result<Computed> {
     let replays = sources.iter().map(|open| (open.name.as_str(), open.source.replay()));
     let sink = (spec.name.as_str(), sink.delivery());
     let computed =
         guarantee::compute(replays, spec.plan.deterministic(), spec.changing_tables(), sink, spec.output_mode);
-    computed.demand(job.guarantee)
+    computed.demand(job.guarantee)?;
+    Ok(computed)
+}
+
+/// Whether batches that were committed may run again, because what they left is damaged: only where that changes no result.
+fn may_repeat(found: &Found, from: BatchId, last: BatchId, guarantee: &Computed) -> Result<()> {
+    let reasons: Vec<String> = match &found.damage[..] {
+        [] => vec![format!("the commits of the batches {from} to {last} are missing")],
+        damage => damage.iter().map(Damage::to_string).collect(),
+    };
+    let reasons = reasons.join("; ");
+    if let Some(weakest) = &guarantee.weakest {
+        return Err(Error::new(
+            class::CHECKPOINT_CORRUPT,
+            format!(
+                "{reasons}. Batches {from} to {last} would have to run again, and the query gives only {}: {weakest}",
+                guarantee.guarantee
+            ),
+        ));
+    }
+    tracing::warn!(
+        "{reasons}; batches {from} to {last} run again from their logged ranges, which restores exactly what was lost"
+    );
+    Ok(())
 }
 
 /// Refuses a checkpoint that this form of the query cannot continue.

@@ -27,18 +27,28 @@ impl Metadata {
         match &self.owner {
             None => json!({ "id": self.id }).to_string(),
             Some((job, query)) => {
-                json!({ "id": self.id, "perennial": { "format": FORMAT, "job": job, "query": query } }).to_string()
+                let ours = json!({ "format": FORMAT, "job": job, "query": query, "crc32c": UNSEALED });
+                seal(json!({ "id": self.id, "perennial": ours }).to_string())
             }
         }
+    }
+
+    /// As [`Metadata::encode`], the way it was before there was a checksum.
+    fn encode_unsealed(&self) -> Option<String> {
+        let (job, query) = self.owner.as_ref()?;
+        Some(json!({ "id": self.id, "perennial": { "format": FORMAT, "job": job, "query": query } }).to_string())
     }
 
     /// Reads what [`Metadata::encode`] or Spark wrote.
     pub fn decode(text: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(text).map_err(|e| corrupt(format!("it is not JSON: {e}")))?;
         let id = value["id"].as_str().ok_or_else(|| corrupt("it has no id"))?.to_owned();
-        check_format(&value["perennial"])?;
         let owner = |name: &str| value["perennial"][name].as_str().map(str::to_owned);
-        Ok(Self { id, owner: owner("job").zip(owner("query")) })
+        let metadata = Self { id, owner: owner("job").zip(owner("query")) };
+        if metadata.encode_unsealed().as_deref() != Some(text) {
+            verify(text, &value["perennial"])?;
+        }
+        Ok(metadata)
     }
 }
 
@@ -281,16 +291,23 @@ mod tests {
         for owner in [None, Some(("j".to_owned(), "q".to_owned()))] {
             let metadata = Metadata { id: "x".into(), owner };
             assert_eq!(Metadata::decode(&metadata.encode()).unwrap(), metadata);
+            if let Some(unsealed) = metadata.encode_unsealed() {
+                assert_eq!(Metadata::decode(&unsealed).unwrap(), metadata, "as it was before there was a checksum");
+            }
         }
     }
 
     #[test]
     fn every_damage_is_noticed() {
-        for text in [offsets().encode(), commit().encode().unwrap()] {
-            let read = |damaged: &str| match damaged.contains("batchTimestampMs") {
-                true => OffsetEntry::decode(damaged).map(|_| ()),
-                false => CommitEntry::decode(damaged).map(|_| ()),
-            };
+        let owner = Some(("job".to_owned(), "query".to_owned()));
+        let metadata = Metadata { id: "5b5a1d3c-0000-4000-8000-000000000000".into(), owner };
+        type Read = fn(&str) -> Result<()>;
+        let files: [(String, Read); 3] = [
+            (offsets().encode(), |text| OffsetEntry::decode(text).map(|_| ())),
+            (commit().encode().unwrap(), |text| CommitEntry::decode(text).map(|_| ())),
+            (metadata.encode(), |text| Metadata::decode(text).map(|_| ())),
+        ];
+        for (text, read) in files {
             for cut in 0..text.len() {
                 let error = read(&text[..cut]).unwrap_err();
                 assert!([class::CHECKPOINT_CORRUPT, class::CHECKPOINT_NEWER].contains(&error.class()), "cut at {cut}");

@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde_json::json;
 
 use super::format::{CommitEntry, Metadata, OffsetEntry};
-use super::recovery::Found;
+use super::inspect::Inspector;
+use super::recovery::{Damage, Found, Part};
 use super::source_log::SourceLog;
 use crate::env::Env;
-use crate::error::{Error, Result, ResultExt, class};
+use crate::error::{Error, ErrorKind, Result, ResultExt, class};
 use crate::sink::BatchId;
 
 /// The logs of one query. All paths of a checkpoint are made here.
@@ -28,10 +29,11 @@ impl CheckpointLog {
     pub async fn open(env: Env, query: &str) -> Result<Self> {
         let mut log = Self { env, root: Path::from(query), epoch: 0 };
         let last = log.numbers("_perennial/epochs").await?.last().copied().unwrap_or(0);
-        log.epoch = last + 1;
+        // Epochs only have to be ordered, but that they must be, even where somebody removed the files.
+        log.epoch = last.max(log.logged_epoch().await?) + 1;
         let owner = json!({ "epoch": log.epoch, "since_ms": log.env.now_ms() }).to_string();
         log.create(&log.epoch_path(log.epoch), owner.into()).await?;
-        // Epochs only have to be ordered; the last ones are kept for people.
+        // The last ones are kept for people.
         for old in log.numbers("_perennial/epochs").await?.into_iter().filter(|n| n + 10 < log.epoch) {
             log.remove(&log.epoch_path(old)).await?;
         }
@@ -50,7 +52,18 @@ impl CheckpointLog {
 
     /// The own log of source `index`.
     pub fn source_log(&self, index: usize) -> SourceLog {
-        SourceLog::new(self.env.clone(), self.root.clone().join("sources").join(index.to_string()))
+        let dir = |root: Path| root.join("sources").join(index.to_string());
+        SourceLog::new(self.env.clone(), dir(self.root.clone()))
+            .with_checksums(dir(self.root.clone().join("_perennial")))
+    }
+
+    /// A file, by its path below the query's directory.
+    pub(super) fn file(&self, relative: &str) -> Path {
+        relative.split('/').fold(self.root.clone(), |path, part| path.join(part))
+    }
+
+    pub(super) fn storage(&self) -> &dyn ObjectStore {
+        &*self.env.storage
     }
 
     fn path(&self, log: &str, number: u64) -> Path {
@@ -78,25 +91,124 @@ impl CheckpointLog {
         }
     }
 
-    /// What is in the logs.
+    /// The greatest epoch that the newest files of the logs were written under.
+    async fn logged_epoch(&self) -> Result<u64> {
+        let mut epoch = 0;
+        if let Some(batch) = self.numbers("offsets").await?.last() {
+            epoch = unless_damaged(self.read_offsets(*batch).await.map(Some))?.map_or(0, |entry| entry.epoch);
+        }
+        if let Some(batch) = self.numbers("commits").await?.last()
+            && let Some(details) =
+                unless_damaged(self.read_commit(*batch).await.map(Some))?.and_then(|entry| entry.perennial)
+        {
+            epoch = epoch.max(details.epoch);
+        }
+        Ok(epoch)
+    }
+
+    /// What is in the logs. Of the files, those are read that recovery needs: from the newest backwards to the last commit that is sound.
+    ///
+    /// # Errors
+    /// `CheckpointNewer` where a newer version wrote the last files.
     pub async fn find(&self) -> Result<Found> {
-        Ok(Found {
+        let mut found = Found {
             metadata: self.read_metadata().await?.is_some(),
             offsets: self.numbers("offsets").await?,
             commits: self.numbers("commits").await?,
-        })
+            damage: Vec::new(),
+        };
+        let mut batches = found.offsets.clone();
+        while let Some(batch) = batches.pop() {
+            let offsets = damage_of(self.read_offsets(batch).await)?;
+            let offsets_are_sound = offsets.is_none();
+            found.damage.extend(offsets.map(|why| Damage { part: Part::Offsets, batch, why }));
+            if found.commits.binary_search(&batch).is_err() {
+                continue;
+            }
+            let commit = damage_of(self.read_commit(batch).await)?;
+            let commit_is_sound = commit.is_none();
+            found.damage.extend(commit.map(|why| Damage { part: Part::Commit, batch, why }));
+            if offsets_are_sound && commit_is_sound {
+                break;
+            }
+        }
+        Ok(found)
     }
 
-    /// The identity of the query, if it has one.
+    /// The identity of the query, if it has one. There are two copies of it, and where one got lost the other one replaces it.
     pub async fn read_metadata(&self) -> Result<Option<Metadata>> {
-        let path = self.root.clone().join("metadata");
-        let Some(text) = self.read(&path).await? else { return Ok(None) };
-        Ok(Some(Metadata::decode(&text).at(|| path.to_string())?))
+        let [main, copy] = self.metadata_paths();
+        let parse = |path: &Path, text: Result<Option<String>>| {
+            text.and_then(|text| text.map(|text| Metadata::decode(&text)).transpose()).at(|| path.to_string())
+        };
+        let found = parse(&main, self.read(&main).await);
+        if let Err(error) = &found
+            && error.kind() != ErrorKind::Corrupt
+        {
+            return found;
+        }
+        let spare = unless_damaged(parse(&copy, self.read(&copy).await))?;
+        match (found, spare) {
+            (Ok(Some(metadata)), Some(spare)) if metadata == spare => Ok(Some(metadata)),
+            (Ok(Some(metadata)), _) => {
+                // It was lost, or the process that made the other one did not get so far, or Spark made it.
+                self.env.storage.put(&copy, metadata.encode().into()).await?;
+                Ok(Some(metadata))
+            }
+            (found, Some(spare)) => {
+                let what = found.err().map_or_else(|| format!("{main} is missing"), |error| error.to_string());
+                tracing::warn!("{what}; it was restored from its copy {copy}");
+                self.set_aside(&main).await?;
+                self.env.storage.put(&main, spare.encode().into()).await?;
+                Ok(Some(spare))
+            }
+            (found, None) => found,
+        }
     }
 
     /// Gives the query its identity.
     pub async fn write_metadata(&self, metadata: &Metadata) -> Result<()> {
-        self.create(&self.root.clone().join("metadata"), metadata.encode().into()).await
+        for path in self.metadata_paths() {
+            self.create(&path, metadata.encode().into()).await?;
+        }
+        Ok(())
+    }
+
+    fn metadata_paths(&self) -> [Path; 2] {
+        [self.root.clone().join("metadata"), self.root.clone().join("_perennial").join("metadata")]
+    }
+
+    /// Takes commits out of the log, newest first, so that their batches run again. What they were is kept in `_perennial/aside`.
+    pub async fn set_commits_aside(&self, batches: impl DoubleEndedIterator<Item = BatchId>) -> Result<()> {
+        self.check_fence().await?;
+        for batch in batches.rev() {
+            self.set_aside(&self.path("commits", batch)).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves a file to `_perennial/aside/<epoch>`; a missing one is fine.
+    pub(super) async fn set_aside(&self, path: &Path) -> Result<()> {
+        let content = match self.env.storage.get(path).await {
+            Ok(found) => found.bytes().await?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let place = self.root.clone().join("_perennial").join("aside").join(self.epoch.to_string());
+        let name = path.prefix_match(&self.root).into_iter().flatten().fold(place, |place, part| place.join(part));
+        self.env.storage.put(&name, content.into()).await?;
+        self.remove(path).await
+    }
+
+    /// Adds to an error of a damaged checkpoint what is known to be good, and how to go on from there.
+    pub async fn advise(&self, error: Error) -> Error {
+        match Inspector::new(self.env.clone(), self.root.clone()).survey().await {
+            Ok(survey) => {
+                Error::new(error.class(), format!("{error}. {}", survey.advice(&self.env.storage.to_string())))
+                    .caused_by(error)
+            }
+            Err(_) => error,
+        }
     }
 
     /// `offsets/N`.
@@ -181,7 +293,7 @@ impl CheckpointLog {
         }
     }
 
-    async fn remove(&self, path: &Path) -> Result<()> {
+    pub(super) async fn remove(&self, path: &Path) -> Result<()> {
         match self.env.storage.delete(path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -190,10 +302,22 @@ impl CheckpointLog {
 }
 
 fn missing(path: &Path) -> Error {
-    Error::new(
-        class::CHECKPOINT_CORRUPT,
-        format!(
-            "{path} is missing. The query does not start, because it could lose or double records. Restore the file from a backup, or begin with another checkpoint directory"
-        ),
-    )
+    Error::new(class::CHECKPOINT_CORRUPT, format!("{path} is missing"))
+}
+
+/// What was read, or `None` where it is damaged.
+fn unless_damaged<T: Default>(read: Result<T>) -> Result<T> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(T::default()),
+        read => read,
+    }
+}
+
+/// What is wrong with what was read, if it is damaged.
+fn damage_of<T>(read: Result<T>) -> Result<Option<String>> {
+    match read {
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
+    }
 }

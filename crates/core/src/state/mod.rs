@@ -27,6 +27,7 @@ mod backend;
 mod disk;
 mod expiry;
 mod file;
+pub mod inspect;
 mod loader;
 mod manifest;
 mod memory;

@@ -35,6 +35,7 @@ commands! {
     init::Init;
     schema::Schema;
     simulate::Simulate;
+    checkpoint::Checkpoint;
     #[command(hide = true)]
     reference::Reference;
 }

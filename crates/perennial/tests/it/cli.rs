@@ -13,10 +13,10 @@ fn help_names_every_command_and_the_exit_codes() {
     let home = directory();
     let help = perennial(home.path(), &["--help"]);
     assert_eq!(code(&help), 0);
-    for word in ["run", "check", "init", "schema", "simulate", "78 the job file is wrong"] {
+    for word in ["run", "check", "init", "schema", "simulate", "checkpoint", "78 the job file is wrong"] {
         assert!(stdout(&help).contains(word), "{word}: {}", stdout(&help));
     }
-    for command in ["run", "check", "init", "schema", "simulate"] {
+    for command in ["run", "check", "init", "schema", "simulate", "checkpoint"] {
         let help = perennial(home.path(), &[command, "--help"]);
         assert_eq!(code(&help), 0, "{command}");
         assert!(stdout(&help).contains("Examples:"), "{command}: {}", stdout(&help));

@@ -5,6 +5,7 @@
 mod bad_input;
 #[cfg(feature = "kafka")]
 mod bad_kafka;
+mod checkpoint;
 mod cli;
 mod on_error;
 #[cfg(feature = "kafka")]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::testing::batches::Loop;
 use crate::testing::values::{rows_from_json, rows_to_json, same, schema, type_name};
-use crate::{Planner, PlannerOptions, SourceTable};
+use crate::{Planner, PlannerOptions, SourceTable, TableKind};
 use perennial_core::sink::OutputMode;
 
 /// A file of recorded answers.
@@ -32,7 +32,7 @@ impl Recording {
             let columns: SchemaRef = schema(table["schema"].as_str().unwrap());
             let rows: Vec<Value> = table["rows"].as_array().unwrap().iter().map(plain_maps).collect();
             tables.push((name.clone(), rows_from_json(&rows, &columns)));
-            sources.push(SourceTable { name: name.clone(), schema: columns, watermark: None });
+            sources.push(SourceTable { name: name.clone(), schema: columns, watermark: None, deduplicate: None, kind: TableKind::Stream });
         }
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         Self { name, planner, sources, tables, cases: file["cases"].as_array().unwrap().clone() }

@@ -325,9 +325,9 @@ impl MemoryPartition {
     }
 }
 
-/// The rows in copies of chunks, without those that the running batch has changed.
-pub(super) fn committed_rows(layout: &Layout, chunks: &[Vec<u8>]) -> Result<Vec<RecordBatch>> {
-    let records = chunks.iter().flat_map(|chunk| live_records(chunk));
+/// The rows in a copy of a chunk, without those that the running batch has changed.
+pub(super) fn committed_rows(layout: &Layout, chunk: &[u8]) -> Result<Vec<RecordBatch>> {
+    let records = live_records(chunk);
     layout.decode(records.filter(|record| !record.flags.changed).map(|record| record.bytes()))
 }
 

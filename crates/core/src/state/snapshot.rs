@@ -38,10 +38,7 @@ struct Source {
     done: bool,
 }
 
-/// So many chunks are decoded together.
-const CHUNK_GROUP: usize = 4;
-
-/// Rows that are not in chunks are decoded together up to this many bytes.
+/// Rows that are not in chunks are decoded together up to this many bytes: as many as a chunk has.
 const GROUP_BYTES: usize = 1 << 20;
 
 impl Snapshot {
@@ -148,11 +145,13 @@ impl Source {
         match &mut self.picture {
             Picture::Chunks(chunks) => {
                 let partition = &self.operator.partitions[self.number];
-                // The partition is held only while one chunk is copied.
-                let group = chunks.by_ref().take(CHUNK_GROUP).map(|chunk| Ok(lock(partition)?.copy_chunk(chunk)));
-                let group: Vec<Vec<u8>> = group.collect::<Result<_>>()?;
-                self.done = chunks.start >= chunks.end;
-                committed_rows(layout, &group)
+                let Some(chunk) = chunks.next() else {
+                    self.done = true;
+                    return Ok(Vec::new());
+                };
+                // The partition is held only while the chunk is copied.
+                let copy = lock(partition)?.copy_chunk(chunk);
+                committed_rows(layout, &copy)
             }
             Picture::Rows(rows) => {
                 let (mut group, mut bytes) = (Vec::new(), 0);

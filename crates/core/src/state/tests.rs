@@ -1030,7 +1030,7 @@ fn large_rows(random: &Seeded, spec: &StateSpec, keys: std::ops::Range<i64>) -> 
     let chosen: Vec<i64> = keys.filter(|_| random.chance(60)).collect();
     let values = chosen
         .iter()
-        .map(|key| Some(format!("{}{}", random.below(1_000_000), "v".repeat(5_000 + (*key as usize % 3) * 10))));
+        .map(|key| Some(format!("{}{}", random.below(1_000_000), "v".repeat(1_500 + (*key as usize % 3) * 10))));
     RecordBatch::try_new(
         spec.schema.clone(),
         vec![Arc::new(chosen.iter().copied().collect::<Int64Array>()), Arc::new(values.collect::<StringArray>())],

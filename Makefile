@@ -5,7 +5,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 ARGS ?=
 
-.PHONY: help demo test bench bench-peers lint fmt services-up services-down clean
+.PHONY: help demo test bench bench-peers bench-nexmark lint fmt services-up services-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  %s %-14s", $$1, $$2; $$1 = $$2 = ""; print $$0 }'
@@ -28,6 +28,10 @@ bench: ## measure the main job from files and Kafka, decoding, the stateful quer
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query
 	@scripts/setup bench
 	@python3 bench/peers/run.py --only perennial,datafusion-batch,pyspark,pyflink $(ARGS)
+
+bench-nexmark: ## run the queries of the Nexmark benchmark, and compare every result with DuckDB's
+	@scripts/setup bench
+	@python3 bench/nexmark/run.py $(ARGS)
 
 lint: ## check the formatting, and clippy without warnings
 	@scripts/setup build

@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parent / "peers"))
 import run as peers  # noqa: E402
 
 SIDE_INPUT = 10_000
-# What Spark says to the queries that it refuses, and where another form of the query had to be found.
+# Why Spark refuses a query, and where another form of the query had to be found.
 REFUSED = {
     "q4": "an average over groups that never close",
     "q6": "a window over rows",
@@ -60,7 +60,7 @@ def prepare(cache, events, files):
 
 
 def run(query, program, events, cache):
-    """The row of the table for one query: verdict, agreement, records per second."""
+    """The row of the table for one query, and whether all is well with it."""
     name, job = query.stem, str(query)
     output, log = cache / "work" / f"nexmark-{name}", cache / "logs" / f"nexmark-{name}.log"
     sources = [kind for kind in ("bid", "auction", "person") if f"\n  {kind}:\n" in query.read_text()]
@@ -78,7 +78,8 @@ def run(query, program, events, cache):
     try:
         result = peers.measure(runner, [program, "run", job, "--available-now"], task, output, log)
     except peers.Unavailable as why:
-        return [name, verdict, "FAILED", "-", f"{records:,}"], print(f"{name}: {why}", flush=True)
+        print(f"{name}: {why}", flush=True)
+        return [name, verdict, "FAILED", "-", f"{records:,}"], False
     check = subprocess.run(
         [str(peers.python_with(cache, "duckdb", peers.DUCKDB)), str(HERE / "check.py"), str(events), name, str(output)],
         capture_output=True, text=True)

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 events, output, *names = sys.argv[1:]
 spark = (
     SparkSession.builder.master("local[2]")
+    .config("spark.ui.showConsoleProgress", False)
     .config("spark.sql.shuffle.partitions", 2)
     .config("spark.sql.session.timeZone", "UTC")
     .config("spark.driver.memory", "1g")

@@ -55,7 +55,8 @@ fn write(events: &str, files: &str, directory: &str, seed: &str) -> Result<()> {
         std::fs::create_dir_all(Path::new(directory).join(kind))?;
     }
     for file in 0..files {
-        let open = |kind| File::create(Path::new(directory).join(kind).join(format!("{file:04}.json"))).map(BufWriter::new);
+        let open =
+            |kind| File::create(Path::new(directory).join(kind).join(format!("{file:04}.json"))).map(BufWriter::new);
         let [mut bids, mut auctions, mut persons] = [open(KINDS[0])?, open(KINDS[1])?, open(KINDS[2])?];
         for event in generator.by_ref().take(events * (file + 1) / files - events * file / files) {
             match &event {
@@ -77,19 +78,39 @@ fn write_line(out: &mut impl Write, event: &Event) -> std::io::Result<()> {
         Event::Bid(bid) => writeln!(
             out,
             r#"{{"auction":{},"bidder":{},"price":{},"channel":"{}","url":"{}","date_time":"{}","extra":"{}"}}"#,
-            bid.auction, bid.bidder, bid.price, bid.channel, bid.url, Time(bid.date_time), bid.extra,
+            bid.auction,
+            bid.bidder,
+            bid.price,
+            bid.channel,
+            bid.url,
+            Time(bid.date_time),
+            bid.extra,
         ),
         Event::Auction(auction) => writeln!(
             out,
             r#"{{"id":{},"item_name":"{}","description":"{}","initial_bid":{},"reserve":{},"date_time":"{}","expires":"{}","seller":{},"category":{},"extra":"{}"}}"#,
-            auction.id, auction.item_name, auction.description, auction.initial_bid, auction.reserve,
-            Time(auction.date_time), Time(auction.expires), auction.seller, auction.category, auction.extra,
+            auction.id,
+            auction.item_name,
+            auction.description,
+            auction.initial_bid,
+            auction.reserve,
+            Time(auction.date_time),
+            Time(auction.expires),
+            auction.seller,
+            auction.category,
+            auction.extra,
         ),
         Event::Person(person) => writeln!(
             out,
             r#"{{"id":{},"name":"{}","email_address":"{}","credit_card":"{}","city":"{}","state":"{}","date_time":"{}","extra":"{}"}}"#,
-            person.id, person.name, person.email_address, person.credit_card, person.city, person.state,
-            Time(person.date_time), person.extra,
+            person.id,
+            person.name,
+            person.email_address,
+            person.credit_card,
+            person.city,
+            person.state,
+            Time(person.date_time),
+            person.extra,
         ),
     }
 }

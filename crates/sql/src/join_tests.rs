@@ -228,7 +228,7 @@ async fn joins_that_cannot_run_say_what_to_change() {
             "SELECT v FROM l WHERE k NOT IN (SELECT k FROM r)".into(),
             &bounded,
             OutputMode::Append,
-            ["INVALID_SUBQUERY_EXPRESSION.STREAMING_QUERY", "SEMI JOIN"],
+            ["INVALID_SUBQUERY_EXPRESSION.STREAMING_QUERY", "JOIN"],
         ),
     ] {
         let error = plan_of(&sql, sources, mode).await.err().unwrap_or_else(|| panic!("{sql} is not refused"));

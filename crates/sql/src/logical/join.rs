@@ -379,6 +379,11 @@ fn is_comparison(expr: &Expr) -> bool {
     matches!(expr, Expr::BinaryExpr(BinaryExpr { op: Eq | NotEq | Lt | LtEq | Gt | GtEq, .. }))
 }
 
+/// Functions that are NULL when one of their arguments is: arithmetic and casts.
+const NULL_OF_NULL: &[&str] = &[
+    "add", "subtract", "multiply", "divide", "div", "remainder", "pmod", "negative", "cast", "try_cast", "grouping_key",
+];
+
 /// The columns that make an expression NULL when they are.
 fn never_null(expr: &Expr, found: &mut Vec<Expr>) {
     match expr {
@@ -386,6 +391,9 @@ fn never_null(expr: &Expr, found: &mut Vec<Expr>) {
         Expr::Alias(alias) => never_null(&alias.expr, found),
         Expr::Negative(inner) | Expr::Not(inner) => never_null(inner, found),
         Expr::Cast(cast) => never_null(&cast.expr, found),
+        Expr::ScalarFunction(call) if NULL_OF_NULL.contains(&call.func.name()) => {
+            call.args.iter().for_each(|arg| never_null(arg, found));
+        }
         Expr::BinaryExpr(BinaryExpr { left, op, right })
             if is_comparison(expr)
                 || matches!(op, Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide) =>

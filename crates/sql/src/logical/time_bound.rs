@@ -73,16 +73,24 @@ fn collect(expr: &Expr, negative: bool, terms: &mut Vec<(bool, Term)>) -> Option
             collect(left, negative, terms)?;
             return collect(right, !negative, terms);
         }
-        // Sums of integers are functions, which stop at an overflow.
-        Expr::ScalarFunction(ScalarFunction { func, args }) if matches!(func.name(), "add" | "subtract") => {
-            let [left, right] = args.as_slice() else { return None };
-            collect(left, negative, terms)?;
-            return collect(right, negative ^ (func.name() == "subtract"), terms);
-        }
-        Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) => {
-            let data_type = field.data_type();
-            let is_time = data_type.is_numeric() || matches!(data_type, DataType::Timestamp(_, _));
-            return if is_time { collect(expr, negative, terms) } else { None };
+        // Spark's arithmetic and casts are functions, because of their errors.
+        Expr::ScalarFunction(ScalarFunction { func, args }) => match (func.name(), args.as_slice()) {
+            ("add", [left, right]) => {
+                collect(left, negative, terms)?;
+                return collect(right, negative, terms);
+            }
+            ("subtract", [left, right]) => {
+                collect(left, negative, terms)?;
+                return collect(right, !negative, terms);
+            }
+            ("negative", [inner]) => return collect(inner, !negative, terms),
+            ("cast" | "try_cast", [inner]) if is_time(&func.inner().return_type(&[]).ok()?) => {
+                return collect(inner, negative, terms);
+            }
+            _ => return None,
+        },
+        Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field }) if is_time(field.data_type()) => {
+            return collect(expr, negative, terms);
         }
         Expr::Column(column) => Term::Column(column.clone()),
         Expr::Literal(value, _) => Term::Constant(micros(value)?),
@@ -93,6 +101,10 @@ fn collect(expr: &Expr, negative: bool, terms: &mut Vec<(bool, Term)>) -> Option
         terms.push(term);
     }
     Some(())
+}
+
+fn is_time(data_type: &DataType) -> bool {
+    data_type.is_numeric() || matches!(data_type, DataType::Timestamp(_, _))
 }
 
 /// A constant as microseconds: intervals without months; numbers are seconds.

@@ -63,7 +63,7 @@ pub struct PlanOutcome {
     pub filtered: u64,
     /// Rows that were dropped as late by the first stateful operator they met.
     pub late: u64,
-    /// Rows that went into state: an aggregate's group, a join's buffer.
+    /// Rows that went into state: an aggregate's group, a join's buffer. With them those that a union lets past all state to the sink.
     pub held: u64,
     /// Rows that the query made out of one, beyond the first (explode, a join with several matches).
     pub multiplied: u64,

@@ -170,8 +170,8 @@ impl Counters {
 
     /// The outcome of a batch whose output is drained. Rows that were neither written nor held nor late were filtered: every row has
     /// exactly one of these ends, and rows that the query made count as read. `expands` says that the plan has an operator (explode)
-    /// whose further rows only show in the sum.
-    pub(crate) fn outcome(&self, expands: bool) -> Result<PlanOutcome> {
+    /// whose further rows only show in the sum; `stateful`, that rows which reached the sink went past all state.
+    pub(crate) fn outcome(&self, expands: bool, stateful: bool) -> Result<PlanOutcome> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Acquire);
         let (held, late, mut multiplied) = (count(&self.held), count(&self.late), count(&self.multiplied));
         let written = count(&self.written);
@@ -189,6 +189,7 @@ impl Counters {
             .iter()
             .map(|max| Some(max.load(Ordering::Acquire)).filter(|micros| *micros != i64::MIN))
             .collect();
+        let held = if stateful { held + written } else { held };
         Ok(PlanOutcome { filtered, late, held, multiplied, max_event_times, operators: lock(&self.operators).clone() })
     }
 }

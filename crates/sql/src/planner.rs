@@ -43,7 +43,7 @@ use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
 use crate::logical::join::{StreamJoin, preserves};
 use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, StatefulLimit, Watermark};
-use crate::logical::{analyse, check, inputs, limits, rewrite, stateful};
+use crate::logical::{analyse, check, inputs, limits, rewrite, stateful, tables};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -217,7 +217,7 @@ async fn plan_query(
     clock: Arc<BatchClock>,
 ) -> DfResult<StreamQuery> {
     let statement = parse(sql, sources)?;
-    let plan = analyse::plan(state.statement_to_plan(statement).await?)?;
+    let plan = analyse::plan(tables::expand(state.statement_to_plan(statement).await?)?)?;
     check::planned(&plan, mode)?;
     let plan = limits::over_streams(limits::except_tables(plan)?, mode, &|expr| constant(state, expr))?;
     let plan = rewrite::expand(rewrite::add_watermarks(plan, sources)?)?;

@@ -182,12 +182,12 @@ impl QueryPlan for StreamQuery {
         ));
         let drained = Arc::new(AtomicBool::new(false));
         let rows = run(&plan, &context, batch.clone(), self.schema.clone(), drained.clone());
-        let expands = self.expands;
+        let (expands, stateful) = (self.expands, !self.state.is_empty());
         let outcome = move || {
             if !drained.load(Ordering::Acquire) {
                 return Err(Error::bug("the outcome of a batch was asked for before its rows were drained"));
             }
-            batch.counters.outcome(expands).map_err(execution_error)
+            batch.counters.outcome(expands, stateful).map_err(execution_error)
         };
         Ok(Execution { rows, outcome: Box::new(outcome) })
     }

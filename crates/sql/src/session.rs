@@ -77,6 +77,8 @@ pub(crate) fn session(
     settings.sql_parser.enable_ident_normalization = false;
     settings.sql_parser.map_string_types_to_utf8view = false;
     settings.sql_parser.parse_float_as_decimal = true;
+    // An ORDER BY that has no effect is refused over a stream all the same.
+    settings.sql_parser.enable_subquery_sort_elimination = false;
     // Spark: NULL first when ascending, last when descending.
     settings.sql_parser.default_null_ordering = "nulls_min".to_owned();
 
@@ -127,9 +129,9 @@ pub(crate) fn session(
             state.register_udaf(Arc::new(function))?;
         }
     }
-    state.register_udf(Arc::new(Window::udf()))?;
+    state.register_udf(Arc::new(Window::udf(&session_zone)))?;
     state.register_udf(Arc::new(WindowTime::udf()))?;
-    state.register_udf(Arc::new(SessionWindow::udf()))?;
+    state.register_udf(Arc::new(SessionWindow::udf(&session_zone)))?;
     for function in clock::functions(clock, &session_zone) {
         state.register_udf(Arc::new(function))?;
     }
@@ -161,6 +163,7 @@ impl TypePlanner for SparkTypes {
             SqlType::Decimal(ExactNumberInfo::None) | SqlType::Dec(ExactNumberInfo::None) => {
                 DataType::Decimal128(10, 0)
             }
+            SqlType::TimestampNtz(None) => DataType::Timestamp(TimeUnit::Microsecond, None),
             SqlType::Float(_) => DataType::Float32,
             SqlType::TimestampNtz(_) => DataType::Timestamp(TimeUnit::Microsecond, None),
             SqlType::Map(key, value) => {

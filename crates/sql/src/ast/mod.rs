@@ -305,16 +305,14 @@ impl VisitorMut for WindowReferences<'_> {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
+        if let Some(time) = time_of_a_key(select) {
+            return ControlFlow::Break(refused(
+                "MISSING_AGGREGATION",
+                format!("{time} cannot stand in the SELECT that groups by the window: use it in a SELECT around it"),
+            ));
+        }
         let Some(window) = self.call_of(select) else { return ControlFlow::Continue(()) };
         for item in &mut select.projection {
-            if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item
-                && window.is_time_of_it(expr)
-            {
-                return ControlFlow::Break(refused(
-                    "MISSING_AGGREGATION",
-                    format!("{expr} cannot stand in the SELECT that makes the window: use it in a SELECT around it"),
-                ));
-            }
             if let SelectItem::UnnamedExpr(expr) = item {
                 let name = reference_name(expr, window.column);
                 window.replace_references(expr);
@@ -426,17 +424,24 @@ fn reference_name(expr: &Expr, column: &'static str) -> Option<&'static str> {
     }
 }
 
-impl WindowCall {
-    /// Whether an expression is `window_time(window)`, which Spark only knows above the aggregate that makes the window.
-    fn is_time_of_it(&self, expr: &Expr) -> bool {
-        let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = expr else { return false };
-        is_call_of(expr, "window_time")
-            && list.args.iter().any(|arg| {
-                let FunctionArg::Unnamed(FunctionArgExpr::Expr(arg)) = arg else { return false };
-                reference_name(arg, self.column) == Some(self.column)
-            })
-    }
+/// A `window_time(window)` of a window that the `SELECT` groups by: Spark only knows it above the aggregate.
+fn time_of_a_key(select: &Select) -> Option<&Expr> {
+    let GroupByExpr::Expressions(keys, _) = &select.group_by else { return None };
+    let is_key = |of: &Expr| {
+        keys.contains(of)
+            || keys.iter().any(|key| WINDOWS.iter().any(|n| is_call_of(key, n) && reference_name(of, n) == Some(*n)))
+    };
+    let times = select.projection.iter().filter_map(|item| match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+        _ => None,
+    });
+    times.filter(|time| is_call_of(time, "window_time") && !keys.contains(time)).find(|time| {
+        let Expr::Function(Function { args: FunctionArguments::List(list), .. }) = time else { return false };
+        list.args.iter().any(|arg| matches!(arg, FunctionArg::Unnamed(FunctionArgExpr::Expr(of)) if is_key(of)))
+    })
+}
 
+impl WindowCall {
     fn replace_references(&self, expr: &mut Expr) {
         struct Replace<'a>(&'a WindowCall);
         impl VisitorMut for Replace<'_> {

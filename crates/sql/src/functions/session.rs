@@ -15,7 +15,7 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ExprSchemable, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-use super::window::{calendar_interval, time_type, window_type};
+use super::window::{calendar_interval, time_of_argument, time_type, window_type};
 use crate::error::refused;
 
 /// Name of the function that a person writes.
@@ -33,11 +33,12 @@ pub(crate) const WINDOW_BETWEEN: &str = "window_between";
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SessionWindow {
     signature: Signature,
+    zone: Arc<str>,
 }
 
 impl SessionWindow {
-    pub(crate) fn udf() -> ScalarUDF {
-        ScalarUDF::from(Self { signature: Signature::any(2, Volatility::Immutable) })
+    pub(crate) fn udf(zone: &Arc<str>) -> ScalarUDF {
+        ScalarUDF::from(Self { signature: Signature::any(2, Volatility::Immutable), zone: zone.clone() })
     }
 }
 
@@ -51,7 +52,7 @@ impl ScalarUDFImpl for SessionWindow {
     }
 
     fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
-        Ok(window_type(&time_type(&arg_types[0])?))
+        Ok(window_type(&time_of_argument(&arg_types[0], &self.zone)?))
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -77,6 +78,14 @@ pub(crate) fn check_gap(gap: &Expr, schema: &dyn ExprSchema) -> Result<()> {
             if gap.exists(literal)? { wrong("an INTERVAL of days to seconds") } else { Ok(()) }
         }
         other => wrong(&format!("of type {other}")),
+    }
+}
+
+/// Whether a gap is constant and no interval: then there are no sessions at all.
+pub(crate) fn is_never(gap: &Expr) -> Result<bool> {
+    match gap {
+        Expr::Literal(gap, _) => Ok(constant_gap(gap)?.is_none()),
+        _ => Ok(false),
     }
 }
 

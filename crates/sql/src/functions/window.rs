@@ -39,16 +39,26 @@ pub(crate) fn time_type(of: &DataType) -> Result<DataType> {
     }
 }
 
+/// The type of the time that the argument of a window function is taken as: text and dates are cast to TIMESTAMP.
+pub(crate) fn time_of_argument(argument: &DataType, zone: &Arc<str>) -> Result<DataType> {
+    match argument {
+        DataType::Utf8 | DataType::Date32 => Ok(DataType::Timestamp(TimeUnit::Microsecond, Some(zone.clone()))),
+        other => time_type(other),
+    }
+}
+
 /// `window(time, size [, slide [, start]])`. It stands for an operator: the planner replaces it before anything is run.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Window {
     signature: Signature,
+    zone: Arc<str>,
 }
 
 impl Window {
-    pub(crate) fn udf() -> ScalarUDF {
+    pub(crate) fn udf(zone: &Arc<str>) -> ScalarUDF {
         let arguments = vec![TypeSignature::Any(2), TypeSignature::Any(3), TypeSignature::Any(4)];
-        ScalarUDF::from(Self { signature: Signature::one_of(arguments, Volatility::Immutable) })
+        let signature = Signature::one_of(arguments, Volatility::Immutable);
+        ScalarUDF::from(Self { signature, zone: zone.clone() })
     }
 }
 
@@ -62,7 +72,7 @@ impl ScalarUDFImpl for Window {
     }
 
     fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
-        Ok(window_type(&time_type(&arg_types[0])?))
+        Ok(window_type(&time_of_argument(&arg_types[0], &self.zone)?))
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {

@@ -63,13 +63,13 @@ fn watermark(source: &SourceTable) -> CoreResult<()> {
 
 /// What can be told before the plan is optimised.
 pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
+    subqueries(plan)?;
     if !reads_stream(plan)? {
         return Err(refused(
             "WRITE_STREAM_NOT_ALLOWED",
             "the query reads no stream: name a source in FROM that is not a table",
         ));
     }
-    subqueries(plan)?;
     plan.apply(|node| {
         // Tables that are read whole may be queried in every way.
         if !reads_stream(node)? {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, JoinType, NullEquality, Result, ScalarValue};
-use datafusion::logical_expr::{Distinct, Expr, Join, Limit, LogicalPlan};
+use datafusion::logical_expr::{Distinct, Expr, Filter, Join, Limit, LogicalPlan, lit};
 use perennial_core::sink::OutputMode;
 
 use super::check::aggregates_stream;
@@ -26,15 +26,19 @@ pub(crate) fn over_streams(
         if !reads_stream(input)? || (mode != OutputMode::Append && aggregates_stream(input)?) {
             return Ok(Transformed::no(node));
         }
-        let invalid = |what: &ScalarValue| {
-            refused("INVALID_LIMIT_LIKE_EXPRESSION", format!("LIMIT {what}: it must be a whole number, 0 or greater"))
+        let negative = |what: &ScalarValue| {
+            refused("INVALID_LIMIT_LIKE_EXPRESSION.IS_NEGATIVE", format!("LIMIT {what}: it must be 0 or greater"))
         };
         let value = constant(fetch)?;
         let limit = match value.cast_to(&datafusion::arrow::datatypes::DataType::Int64)? {
-            ScalarValue::Int64(Some(limit)) => u64::try_from(limit).map_err(|_| invalid(&value))?,
+            ScalarValue::Int64(Some(limit)) => u64::try_from(limit).map_err(|_| negative(&value))?,
             // LIMIT ALL
             _ => return Ok(Transformed::yes(input.as_ref().clone())),
         };
+        if limit == 0 {
+            // Nothing is read then: no row has to be counted, and none moves a watermark.
+            return Ok(Transformed::yes(LogicalPlan::Filter(Filter::try_new(lit(false), input.clone())?)));
+        }
         Ok(Transformed::yes(smaller(input, limit).unwrap_or_else(|| {
             extension(StatefulLimit { input: input.as_ref().clone(), limit, place: None })
         })))

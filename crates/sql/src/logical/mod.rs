@@ -10,4 +10,5 @@ pub(crate) mod nodes;
 pub(crate) mod not_null;
 pub(crate) mod rewrite;
 pub(crate) mod stateful;
+pub(crate) mod tables;
 pub(crate) mod time_bound;

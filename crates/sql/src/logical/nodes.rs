@@ -326,6 +326,15 @@ impl UserDefinedLogicalNodeCore for SessionAggregate {
         Ok(Self { input: inputs.swap_remove(0) })
     }
 
+    /// Filters on keys move below, as in Spark: one on the start or the end of a session then looks at each row's own session.
+    fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
+        let keys = match &self.input {
+            LogicalPlan::Aggregate(aggregate) => self.input.schema().fields().len() - aggregate.aggr_expr.len(),
+            _ => 0,
+        };
+        self.input.schema().fields().iter().skip(keys).map(|field| field.name().clone()).collect()
+    }
+
     /// All keys tell the group, whether they are used above or not.
     fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
         let LogicalPlan::Aggregate(aggregate) = &self.input else { return None };

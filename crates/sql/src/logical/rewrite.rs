@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, DataFusionError, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
@@ -16,9 +17,10 @@ use super::nodes::{
 };
 use crate::SourceTable;
 use crate::error::{refused, unsupported};
+use crate::functions::cast::cast_to;
 use crate::functions::keys::GroupingKey;
-use crate::functions::session::{SESSION_BETWEEN, SESSION_WINDOW, SessionEnd, WindowBetween, WindowEnd, check_gap};
-use crate::functions::window::{WINDOW, WindowOf, WindowSpec, WindowTime};
+use crate::functions::session::{SESSION_BETWEEN, SESSION_WINDOW, SessionEnd, WindowBetween, WindowEnd, check_gap, is_never};
+use crate::functions::window::{WINDOW, WindowOf, WindowSpec, WindowTime, time_type};
 
 /// Puts a [`Watermark`] above every source that has one, and a [`Deduplicate`] above that.
 pub(crate) fn add_watermarks(plan: LogicalPlan, sources: &[SourceTable]) -> Result<LogicalPlan> {
@@ -144,10 +146,11 @@ fn assign(input: &Arc<LogicalPlan>, exprs: &[&Expr]) -> Result<Option<Assigned>>
     }
     // A window as the time means the window's last moment.
     let time = match time.get_type(input.schema())? {
-        datafusion::arrow::datatypes::DataType::Struct(_) => {
+        DataType::Struct(_) => {
             Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(WindowTime::udf()), vec![time]))
         }
-        _ => time,
+        DataType::Timestamp(..) => time,
+        other => cast_to(time, &other, &time_type(&call.get_type(input.schema())?)?, false)?,
     };
     Ok(Some(match kind {
         WindowKind::Fixed(spec) => Assigned {
@@ -176,11 +179,12 @@ fn several_windows() -> DataFusionError {
 /// no session and ends here.
 fn assign_sessions(input: &Arc<LogicalPlan>, time: Expr, gap: Expr) -> Result<LogicalPlan> {
     check_gap(&gap, input.schema())?;
+    let never = is_never(&gap)?;
     let mut columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
     columns.push(time.clone().alias(SESSION_START));
     columns.push(SessionEnd::call(time, gap).alias(SESSION_STOP));
     let sessions = Projection::try_new(columns, input.clone())?;
-    let lasts = column(SESSION_STOP).gt(column(SESSION_START));
+    let lasts = if never { lit(false) } else { column(SESSION_STOP).gt(column(SESSION_START)) };
     Ok(LogicalPlan::Filter(Filter::try_new(lasts, Arc::new(LogicalPlan::Projection(sessions)))?))
 }
 

@@ -3,6 +3,7 @@
 //! A block is the unit of work: a few megabytes that one core decodes in one go. Records stay in the buffer they were read into;
 //! nothing is copied until a record is dead-lettered.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, BinaryArray, RecordBatch};
@@ -98,6 +99,16 @@ pub enum RecordPosition {
         /// Number of the record.
         number: u64,
     },
+}
+
+impl fmt::Display for RecordPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, offset } => write!(f, "{path} at {offset}"),
+            Self::Kafka { topic, partition, offset, .. } => write!(f, "{topic}-{partition} at {offset}"),
+            Self::Sequence { name, number } => write!(f, "{name}, row {number}"),
+        }
+    }
 }
 
 /// One record, whole.

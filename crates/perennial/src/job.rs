@@ -645,6 +645,18 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             },
         );
     }
+    for (name, table) in &file.tables {
+        builder = builder.table(
+            name,
+            JobTable {
+                connector: table.connector.name().into(),
+                factory: table.connector.factory(),
+                format: table.records.format.clone().unwrap_or_default(),
+                schema: table.records.schema.columns.clone(),
+                refresh: table.records.refresh,
+            },
+        );
+    }
     for (name, query) in &file.queries {
         builder = builder.query(
             name,
@@ -671,6 +683,15 @@ fn problems_of_file(file: &JobFile) -> Vec<Problem> {
             path: format!("sources.{name}.format"),
             message: format!("a `{}` source has no Parquet records", source.connector.name()),
             help: Some("Parquet is a format of `files`".into()),
+        });
+    }
+    let databases = file.tables.iter().filter(|(_, table)| !table.connector.has_records());
+    for (name, table) in databases.filter(|(_, table)| table.records.format.is_some()) {
+        problems.push(Problem {
+            at: None,
+            path: format!("tables.{name}.format"),
+            message: format!("a `{}` table has rows and no records in a format", table.connector.name()),
+            help: Some("leave it out".into()),
         });
     }
     problems

@@ -122,6 +122,11 @@ impl SourceConfig {
     pub fn reads(&self, format: &Format) -> bool {
         matches!(self, Self::Files(_)) || !matches!(format, Format::Parquet)
     }
+
+    /// Whether its records are in partitions, each in an order of its own.
+    pub fn has_partitions(&self) -> bool {
+        self.name() == "kafka"
+    }
 }
 
 impl TableConfig {

@@ -18,6 +18,16 @@ pub enum Input {
     Rows(RecordBatch, Position),
 }
 
+impl Input {
+    /// Where the first record came from.
+    pub fn position(&self) -> &Position {
+        match self {
+            Self::Records(block) => &block.position,
+            Self::Rows(_, position) => position,
+        }
+    }
+}
+
 /// Raw records of one source in one buffer.
 #[derive(Debug, Clone)]
 pub struct RecordBlock {
@@ -66,6 +76,17 @@ pub enum Position {
         /// Number of the first record.
         first: u64,
     },
+}
+
+impl Position {
+    /// The partition of the source that the records are in: Kafka's, or the sequence. The files of a source are one.
+    pub fn partition(&self) -> String {
+        match self {
+            Self::File { .. } => String::new(),
+            Self::Kafka { topic, partition, .. } => format!("{topic}-{partition}"),
+            Self::Sequence { name, .. } => name.to_string(),
+        }
+    }
 }
 
 /// Which record of a block: its index for [`Payload::Values`], the byte offset of its first byte for [`Payload::Lines`].

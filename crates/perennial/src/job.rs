@@ -111,7 +111,23 @@ impl JobSource {
     /// The column with the event time, and how far the watermark stays behind the newest.
     #[must_use]
     pub fn watermark(mut self, column: impl Into<String>, delay: Duration) -> Self {
-        self.watermark = Some(WatermarkSettings { column: column.into(), delay: HumanDuration(delay) });
+        self.watermark = Some(WatermarkSettings {
+            column: column.into(),
+            delay: HumanDuration(delay),
+            per_partition: false,
+            idle_after: None,
+        });
+        self
+    }
+
+    /// The watermark is the least of those of the source's partitions ([`Position::partition`](perennial_core::records::Position::partition)),
+    /// but for those that had no record for `idle_after`. Only with [`JobSource::watermark`].
+    #[must_use]
+    pub fn watermark_per_partition(mut self, idle_after: Option<Duration>) -> Self {
+        if let Some(watermark) = &mut self.watermark {
+            watermark.per_partition = true;
+            watermark.idle_after = idle_after.map(HumanDuration);
+        }
         self
     }
 
@@ -404,6 +420,9 @@ impl JobSource {
                     (message, "give the column that type in the schema")
                 });
             }
+            found.check(watermark.per_partition || watermark.idle_after.is_none(), &format!("{path}.watermark.idle_after"), || {
+                ("it is partitions that become idle".into(), "add `per_partition: true`, or leave it out")
+            });
         }
         if let Some(deduplicate) = &self.deduplicate {
             let path = format!("{path}.deduplicate");
@@ -683,6 +702,15 @@ fn problems_of_file(file: &JobFile) -> Vec<Problem> {
             path: format!("sources.{name}.format"),
             message: format!("a `{}` source has no Parquet records", source.connector.name()),
             help: Some("Parquet is a format of `files`".into()),
+        });
+    }
+    let unpartitioned = file.sources.iter().filter(|(_, source)| !source.connector.has_partitions());
+    for (name, source) in unpartitioned.filter(|(_, s)| s.records.watermark.as_ref().is_some_and(|w| w.per_partition)) {
+        problems.push(Problem {
+            at: None,
+            path: format!("sources.{name}.watermark.per_partition"),
+            message: format!("a `{}` source has no partitions", source.connector.name()),
+            help: Some("leave it out; it is for `kafka`".into()),
         });
     }
     let databases = file.tables.iter().filter(|(_, table)| !table.connector.has_records());

@@ -45,7 +45,7 @@ fn commit(batch: u64) -> CommitEntry {
         newest: Some(id(version)),
     };
     let details =
-        CommitDetails { epoch: 1, counts: BatchCounts::default(), input_watermarks: vec![], state: Some(state) };
+        CommitDetails { epoch: 1, counts: BatchCounts::default(), input_watermarks: vec![], partitions: vec![], state: Some(state) };
     CommitEntry { next_watermark_ms: 0, perennial: Some(details) }
 }
 

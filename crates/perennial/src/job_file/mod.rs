@@ -150,6 +150,14 @@ pub struct WatermarkSettings {
     pub column: String,
     /// How far behind the newest event time the watermark stays. Records behind the watermark are late.
     pub delay: HumanDuration,
+    /// Whether each Kafka partition has a watermark of its own, and the slowest decides: so that catching up after a downtime does not
+    /// make late what stands in the slower ones. As in Spark the newest record of all decides by default.
+    #[serde(default)]
+    pub per_partition: bool,
+    /// With `per_partition`: after how long without a record (by the clock, at the times of the batches) a partition no longer holds the
+    /// others back. By default never: a partition that falls silent holds the watermark until it speaks again.
+    #[serde(default)]
+    pub idle_after: Option<HumanDuration>,
 }
 
 /// Dropping the duplicates of a source, before any query sees them.

@@ -111,6 +111,20 @@ fn tables_arrive() {
 }
 
 #[test]
+fn partitions_are_for_kafka_and_only_they_are_idle() {
+    check(
+        "delay: 10 minutes }",
+        "delay: 10 minutes, idle_after: 1 minute }",
+        &["9: sources.readings.watermark.idle_after: it is partitions that become idle (add `per_partition: true`, or leave it out)"],
+    );
+    check(
+        "delay: 10 minutes }",
+        "delay: 10 minutes, per_partition: true, idle_after: 1 minute }",
+        &["9: sources.readings.watermark.per_partition: a `simulate` source has no partitions (leave it out; it is for `kafka`)"],
+    );
+}
+
+#[test]
 fn wrong_tables_are_told_with_line_and_key() {
     for (table, expected) in [
         ("plants: { schema: id INT }", "13: tables.plants: missing one of `files` `sqlite` `postgres` ()"),

@@ -8,6 +8,7 @@ mod bad_kafka;
 mod checkpoint;
 mod cli;
 mod on_error;
+mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
 mod support;

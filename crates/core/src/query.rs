@@ -210,7 +210,9 @@ impl Query {
         if let Some((_, offsets, commit)) = base {
             watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
             let (inputs, partitions) = match (&commit.perennial, spec.watermark_after_restart) {
-                (Some(details), WatermarkAfterRestart::Keep) => (&details.input_watermarks[..], &details.partitions[..]),
+                (Some(details), WatermarkAfterRestart::Keep) => {
+                    (&details.input_watermarks[..], &details.partitions[..])
+                }
                 _ => Default::default(),
             };
             watermarks.restore(commit.next_watermark_ms.max(offsets.watermark_ms), inputs);

@@ -72,7 +72,8 @@ impl Partitions {
 
     /// The greatest event time that all partitions have reached that are not idle.
     fn reached_ms(&self, timestamp_ms: i64) -> Option<i64> {
-        let is_idle = |mark: &PartitionMark| self.idle_after_ms.is_some_and(|after| timestamp_ms - mark.active_ms > after);
+        let is_idle =
+            |mark: &PartitionMark| self.idle_after_ms.is_some_and(|after| timestamp_ms - mark.active_ms > after);
         self.marks.values().filter(|mark| !is_idle(mark)).filter_map(|mark| mark.max_ms).min()
     }
 }

@@ -374,9 +374,11 @@ impl Job {
         found.check(!self.dead_letters.path.trim().is_empty(), "dead_letters.path", || {
             ("the path is empty".into(), "name a directory")
         });
-        found.check(self.state.directory.as_ref().is_none_or(|path| !path.trim().is_empty()), "state.directory", || {
-            ("the path is empty".into(), "name a directory on a local disk, or leave it out")
-        });
+        found.check(
+            self.state.directory.as_ref().is_none_or(|path| !path.trim().is_empty()),
+            "state.directory",
+            || ("the path is empty".into(), "name a directory on a local disk, or leave it out"),
+        );
         found.check(retry.factor >= 1.0 && retry.factor.is_finite(), "retry.factor", || {
             (format!("the waiting time cannot grow by {}", retry.factor), "1 or more; 2 doubles it each time")
         });
@@ -420,9 +422,11 @@ impl JobSource {
                     (message, "give the column that type in the schema")
                 });
             }
-            found.check(watermark.per_partition || watermark.idle_after.is_none(), &format!("{path}.watermark.idle_after"), || {
-                ("it is partitions that become idle".into(), "add `per_partition: true`, or leave it out")
-            });
+            found.check(
+                watermark.per_partition || watermark.idle_after.is_none(),
+                &format!("{path}.watermark.idle_after"),
+                || ("it is partitions that become idle".into(), "add `per_partition: true`, or leave it out"),
+            );
         }
         if let Some(deduplicate) = &self.deduplicate {
             let path = format!("{path}.deduplicate");

@@ -535,7 +535,6 @@ impl Postgres {
     fn missing(&self) -> Error {
         self.server.error(class::TARGET_MISSING, "the table does not exist; create it, or set create_table: true")
     }
-
 }
 
 fn staged_type(kind: Kind) -> &'static str {

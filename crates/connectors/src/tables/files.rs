@@ -44,7 +44,9 @@ impl StaticTable for Files {
         let rows = async { blocks.await?.and_then(async |block| self.context.decode(block)).try_collect().await }.await;
         rows.map_err(|error: Error| match error.class() == class::DATA_LOSS {
             // The next attempt finds what is there then.
-            true => Error::new(class::STORAGE_UNAVAILABLE, "a file of the table changed while it was read").caused_by(error),
+            true => {
+                Error::new(class::STORAGE_UNAVAILABLE, "a file of the table changed while it was read").caused_by(error)
+            }
             false => error,
         })
     }

@@ -79,11 +79,12 @@ impl TableFactory for PostgresTable {
             connect_timeout: self.connect_timeout,
             refused: class::SCHEMA,
         })?;
-        let columns = list(context.schema.fields().iter().map(|field| match (quoted(field.name()), field.data_type()) {
-            // The server breaks the lines of base64.
-            (name, DataType::Binary) => format!("translate(encode({name}, 'base64'), E'\\n', '') AS {name}"),
-            (name, _) => name,
-        }));
+        let columns =
+            list(context.schema.fields().iter().map(|field| match (quoted(field.name()), field.data_type()) {
+                // The server breaks the lines of base64.
+                (name, DataType::Binary) => format!("translate(encode({name}, 'base64'), E'\\n', '') AS {name}"),
+                (name, _) => name,
+            }));
         // Without an alias of its own a column of the table might be taken for the row.
         let query = format!("SELECT row_to_json(_row)::text FROM (SELECT {columns} FROM {}) AS _row", name.quoted());
         Ok(Box::new(Postgres { server: server.with(&name), query, context, client: Mutex::new(None) }))

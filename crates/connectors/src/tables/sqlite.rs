@@ -52,7 +52,9 @@ impl TableFactory for SqliteTable {
             return Err(wrong("`table` is empty".to_owned()));
         }
         let kinds = context.schema.fields().iter().map(|field| {
-            let unknown = || format!("column `{}` has the type {}, which is not read from SQLite", field.name(), field.data_type());
+            let unknown = || {
+                format!("column `{}` has the type {}, which is not read from SQLite", field.name(), field.data_type())
+            };
             Kind::of(field.data_type()).ok_or_else(|| wrong(unknown()))
         });
         let kinds = kinds.collect::<Result<_>>()?;
@@ -178,7 +180,8 @@ impl Table {
             return Ok(());
         }
         let found = list(found);
-        let message = format!("sqlite table: table `{table}` in {path} lacks columns of the schema: {missing}; it has {found}");
+        let message =
+            format!("sqlite table: table `{table}` in {path} lacks columns of the schema: {missing}; it has {found}");
         Err(Error::new(class::TARGET_SCHEMA, message))
     }
 }

@@ -91,7 +91,9 @@ async fn a_sqlite_table_is_read_as_it_is_at_the_moment() {
 
     let database = rusqlite::Connection::open(&path).unwrap();
     is(&opened.rows().await.unwrap_err(), class::TARGET_MISSING, &["data.db", "`plants`"]);
-    database.execute_batch("CREATE TABLE plants (NAME, since, more); INSERT INTO plants VALUES ('fern', 0, x'ff')").unwrap();
+    database
+        .execute_batch("CREATE TABLE plants (NAME, since, more); INSERT INTO plants VALUES ('fern', 0, x'ff')")
+        .unwrap();
     opened.check().await.unwrap();
     assert_eq!(texts(opened.as_ref()).await, ["fern"]);
     database.execute_batch("INSERT INTO plants VALUES (12, '2026-11-21 09:44:23', NULL)").unwrap();
@@ -150,7 +152,10 @@ async fn a_postgres_table_has_every_kind_of_value() {
 
     let other = open(&table, &Format::default(), "id BIGINT, size INT").unwrap();
     is(&other.check().await.unwrap_err(), class::TARGET_SCHEMA, &["size"]);
-    client.batch_execute("ALTER TABLE tables.kinds ALTER COLUMN i32 TYPE numeric; UPDATE tables.kinds SET i32 = 1.5").await.unwrap();
+    client
+        .batch_execute("ALTER TABLE tables.kinds ALTER COLUMN i32 TYPE numeric; UPDATE tables.kinds SET i32 = 1.5")
+        .await
+        .unwrap();
     let unfit = open(&table, &Format::default(), "i32 INT").unwrap();
     is(&unfit.rows().await.unwrap_err(), class::MALFORMED_RECORD, &["row 0", "i32"]);
 }

@@ -275,7 +275,13 @@ mod tests {
             BatchCounts { read: 10, written: 4, held: 7, filtered: 1, late: 1, dead_lettered: 1, ..Default::default() };
         CommitEntry {
             next_watermark_ms: 7,
-            perennial: Some(CommitDetails { epoch: 3, counts, input_watermarks: vec![Some(1), None], partitions: Vec::new(), state: None }),
+            perennial: Some(CommitDetails {
+                epoch: 3,
+                counts,
+                input_watermarks: vec![Some(1), None],
+                partitions: Vec::new(),
+                state: None,
+            }),
         }
     }
 

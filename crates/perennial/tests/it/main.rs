@@ -12,3 +12,4 @@ mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
 mod support;
+mod tables;

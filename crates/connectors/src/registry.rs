@@ -1,4 +1,4 @@
-//! The registry: which sources and sinks there are, one line each.
+//! The registry: which sources, tables and sinks there are, one line each.
 //!
 //! A line gives the key in the job file and the settings type behind it. The settings are the factory, the part of the job file's
 //! schema and the documentation, so there is nothing else to register.
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use perennial_core::sink::SinkFactory;
 use perennial_core::source::SourceFactory;
+use perennial_core::table::TableFactory;
 use schemars::JsonSchema;
 use serde::de::{self, EnumAccess, VariantAccess};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -95,6 +96,15 @@ registry! {
 }
 
 registry! {
+    /// Where a table of a job is.
+    TableConfig opens TableFactory {
+        "files" = Files(crate::tables::files::FilesTable);
+        "sqlite" = Sqlite(crate::tables::sqlite::SqliteTable);
+        "postgres" = Postgres(crate::tables::postgres::PostgresTable);
+    }
+}
+
+registry! {
     /// Where a query of a job writes to.
     SinkConfig opens SinkFactory {
         "sqlite" = Sqlite(crate::sinks::sqlite::SqliteSink);
@@ -112,6 +122,18 @@ impl SourceConfig {
     pub fn reads(&self, format: &Format) -> bool {
         matches!(self, Self::Files(_)) || !matches!(format, Format::Parquet)
     }
+
+    /// Whether its records are in partitions, each in an order of its own.
+    pub fn has_partitions(&self) -> bool {
+        self.name() == "kafka"
+    }
+}
+
+impl TableConfig {
+    /// Whether it has records in a format. A database has rows.
+    pub fn has_records(&self) -> bool {
+        matches!(self, Self::Files(_))
+    }
 }
 
 /// The message for a connector that exists but is not compiled in.
@@ -128,7 +150,7 @@ mod tests {
 
     #[test]
     fn every_line_is_a_key_of_its_own() {
-        for names in [SourceConfig::NAMES, SinkConfig::NAMES] {
+        for names in [SourceConfig::NAMES, TableConfig::NAMES, SinkConfig::NAMES] {
             let mut unique = names.to_vec();
             unique.sort_unstable();
             unique.dedup();

@@ -1,11 +1,12 @@
 //! From a source's raw blocks to the rows that a query sees: decode, then expectations, with what is refused aside.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef, TimestampMicrosecondType};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future};
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ use crate::job::SourceSpec;
 use crate::records::{Input, Position, RawRecord, RecordPosition};
 use crate::sink::RowStream;
 use crate::source::InputStream;
+use crate::watermark::PartitionTimes;
 
 /// The counts of a batch's input, and the records that were refused. Shared by all cores that work on the batch.
 #[derive(Debug, Default)]
@@ -29,6 +31,8 @@ pub struct Intake {
     warned: AtomicU64,
     repeated: AtomicU64,
     letters: Mutex<Vec<DeadLetter>>,
+    /// Per source whose watermark follows from its partitions.
+    event_times: Mutex<BTreeMap<String, PartitionTimes>>,
 }
 
 impl Intake {
@@ -57,6 +61,11 @@ impl Intake {
         self.repeated.load(Relaxed)
     }
 
+    /// The greatest event times in the partitions of a source whose watermark follows from them.
+    pub fn partition_times(&self, source: &str) -> PartitionTimes {
+        self.event_times.lock().get(source).cloned().unwrap_or_default()
+    }
+
     /// Takes the records that were refused.
     pub fn take_letters(&self) -> Vec<DeadLetter> {
         std::mem::take(&mut self.letters.lock())
@@ -83,16 +92,21 @@ pub struct Gate {
     expectations: Expectations,
     /// What is decoded: indexes of the source's columns, ascending.
     columns: Vec<usize>,
+    /// Where among the decoded columns the event time is, when it is told apart by partition.
+    event_time: Option<usize>,
 }
 
 impl Gate {
     /// The gate of a source for a query that uses `columns` of it (indexes, ascending). What the expectations read is decoded too.
     pub fn new(spec: &SourceSpec, columns: impl IntoIterator<Item = usize>) -> Result<Self> {
-        let mut columns: Vec<usize> = columns.into_iter().chain(spec.expectations.columns()).collect();
+        let event_time = spec.per_partition.map(|partitions| partitions.column);
+        let mut columns: Vec<usize> =
+            columns.into_iter().chain(spec.expectations.columns()).chain(event_time).collect();
         columns.sort_unstable();
         columns.dedup();
         let decoder = (spec.decoder)(&columns).at(|| format!("source {}", spec.name))?;
-        Ok(Self { source: spec.name.clone(), decoder, expectations: spec.expectations.clone(), columns })
+        let event_time = event_time.and_then(|column| columns.binary_search(&column).ok());
+        Ok(Self { source: spec.name.clone(), decoder, expectations: spec.expectations.clone(), columns, event_time })
     }
 
     /// The columns that are decoded.
@@ -120,18 +134,35 @@ impl Gate {
         let (gate, intake, take) = (self.clone(), intake.clone(), take.clone());
         let mut first = 0;
         let rows = blocks.map(move |block| {
-            let decoded = gate.decode(block?, account.then_some(&*intake));
+            let block = block?;
+            let partition = (account && gate.event_time.is_some()).then(|| block.position().partition());
+            let decoded = gate.decode(block, account.then_some(&*intake));
             let (decoded, position) = decoded.at(|| format!("source {}", gate.source))?;
             let at = (stream, first);
             first += decoded.rows.num_rows() as u64;
             let rows = gate.pass(decoded, position.as_ref(), account.then_some(&*intake), at, &take);
             let rows = rows.at(|| format!("source {}", gate.source))?;
+            if let Some(partition) = partition {
+                gate.note_event_time(&rows, partition, &intake)?;
+            }
             if !account {
                 intake.repeated.fetch_add(rows.num_rows() as u64, Relaxed);
             }
             Ok(rows.project(&projection)?)
         });
         Ok(rows.try_filter(|rows: &RecordBatch| future::ready(rows.num_rows() > 0)).boxed())
+    }
+
+    /// Notes the greatest event time of rows of a partition, and that it had records.
+    fn note_event_time(&self, rows: &RecordBatch, partition: String, intake: &Intake) -> Result<()> {
+        let Some(column) = self.event_time else { return Ok(()) };
+        let times = rows.column(column).as_primitive_opt::<TimestampMicrosecondType>();
+        let times = times.ok_or_else(|| Error::bug("an event time is not a timestamp in microseconds"))?;
+        let newest = arrow::compute::max(times);
+        let mut sources = intake.event_times.lock();
+        let seen = sources.entry(self.source.clone()).or_default().entry(partition).or_default();
+        *seen = (*seen).max(newest);
+        Ok(())
     }
 
     /// How many rows a stream of blocks has.

@@ -21,7 +21,7 @@ use crate::sink::{OutputMode, SinkFactory};
 use crate::source::SourceFactory;
 use crate::state::StateOptions;
 use crate::table::{OpenTable, Refresh, TableSpec};
-use crate::watermark::{WatermarkAfterRestart, WatermarkPolicy};
+use crate::watermark::{PerPartition, WatermarkAfterRestart, WatermarkPolicy};
 
 /// When the next batch begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct SourceSpec {
     pub decoder: DecoderFactory,
     /// What must hold for the rows.
     pub expectations: Expectations,
+    /// How the watermark follows from those of the source's partitions, where it does.
+    pub per_partition: Option<PerPartition>,
 }
 
 /// What happens when an expression of a query fails on a row: a cast, an overflow, a division by zero.

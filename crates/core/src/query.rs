@@ -155,6 +155,12 @@ impl Query {
         let guarantee = demand(job, spec, &sources, sink.as_ref())?;
         let mut watermarks =
             Watermarks::new(spec.watermark_policy, spec.plan.inputs().iter().map(|input| input.watermark_delay));
+        for (number, input) in spec.plan.inputs().iter().enumerate() {
+            let source = spec.sources.iter().find(|source| !input.is_static && source.name == input.source);
+            if let Some(per_partition) = source.and_then(|source| source.per_partition) {
+                watermarks.follow_partitions(number, per_partition.idle_after_ms);
+            }
+        }
         let plan_digest = format!("{:08x}", crc32c::crc32c(spec.plan.fingerprint().as_bytes()));
         // The newest batch of which everything is sound, its state included.
         let (recovery, base, state, restored) = loop {
@@ -203,11 +209,14 @@ impl Query {
         let mut watermark_moved = false;
         if let Some((_, offsets, commit)) = base {
             watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
-            let inputs = match (&commit.perennial, spec.watermark_after_restart) {
-                (Some(details), WatermarkAfterRestart::Keep) => &details.input_watermarks[..],
-                _ => &[],
+            let (inputs, partitions) = match (&commit.perennial, spec.watermark_after_restart) {
+                (Some(details), WatermarkAfterRestart::Keep) => {
+                    (&details.input_watermarks[..], &details.partitions[..])
+                }
+                _ => Default::default(),
             };
             watermarks.restore(commit.next_watermark_ms.max(offsets.watermark_ms), inputs);
+            watermarks.restore_partitions(partitions);
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
         }
@@ -339,6 +348,10 @@ impl Query {
         self.dead_letters.write(&letter_batch, letters).await.at(|| "dead letters".into())?;
         phases.dead_letters = watch.lap();
 
+        for (number, input) in self.spec.plan.inputs().iter().enumerate() {
+            let seen = intake.partition_times(&input.source);
+            self.watermarks.observe_partitions(number, batch.entry.timestamp_ms, &seen);
+        }
         self.watermarks.observe(&outcome.max_event_times);
         let next_watermark_ms = self.watermarks.global_ms();
         let tracks = self.watermarks.tracks_event_time();
@@ -347,6 +360,7 @@ impl Query {
             epoch: self.log.epoch(),
             counts,
             input_watermarks: self.watermarks.inputs().to_vec(),
+            partitions: self.watermarks.partitions(),
             state,
         };
         let report = BatchReport {

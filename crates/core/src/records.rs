@@ -3,6 +3,7 @@
 //! A block is the unit of work: a few megabytes that one core decodes in one go. Records stay in the buffer they were read into;
 //! nothing is copied until a record is dead-lettered.
 
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, BinaryArray, RecordBatch};
@@ -15,6 +16,16 @@ pub enum Input {
     Records(RecordBlock),
     /// Rows that are decoded already, from `position` (of the first row) on. Their columns are those that the decoder was asked for.
     Rows(RecordBatch, Position),
+}
+
+impl Input {
+    /// Where the first record came from.
+    pub fn position(&self) -> &Position {
+        match self {
+            Self::Records(block) => &block.position,
+            Self::Rows(_, position) => position,
+        }
+    }
 }
 
 /// Raw records of one source in one buffer.
@@ -67,6 +78,17 @@ pub enum Position {
     },
 }
 
+impl Position {
+    /// The partition of the source that the records are in: Kafka's, or the sequence. The files of a source are one.
+    pub fn partition(&self) -> String {
+        match self {
+            Self::File { .. } => String::new(),
+            Self::Kafka { topic, partition, .. } => format!("{topic}-{partition}"),
+            Self::Sequence { name, .. } => name.to_string(),
+        }
+    }
+}
+
 /// Which record of a block: its index for [`Payload::Values`], the byte offset of its first byte for [`Payload::Lines`].
 pub type RecordIndex = u32;
 
@@ -98,6 +120,16 @@ pub enum RecordPosition {
         /// Number of the record.
         number: u64,
     },
+}
+
+impl fmt::Display for RecordPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, offset } => write!(f, "{path} at {offset}"),
+            Self::Kafka { topic, partition, offset, .. } => write!(f, "{topic}-{partition} at {offset}"),
+            Self::Sequence { name, number } => write!(f, "{name}, row {number}"),
+        }
+    }
 }
 
 /// One record, whole.

@@ -22,6 +22,7 @@ use crate::env::Env;
 use crate::error::{Error, Result, ResultExt};
 use crate::job::DecoderFactory;
 use crate::plan::PlanInput;
+use crate::records::Input;
 use crate::sink::{BatchId, RowStream};
 
 /// A bounded table that can be read whole. No call retries or sleeps: errors go up to the supervisor.
@@ -49,6 +50,20 @@ pub struct TableContext {
     pub schema: SchemaRef,
     /// Makes rows of these columns out of raw records, for a table that has raw records.
     pub decoder: Arc<dyn Decoder>,
+}
+
+impl TableContext {
+    /// The rows of a block of the table.
+    ///
+    /// # Errors
+    /// Where a record cannot be decoded: a table that lacks rows makes results wrong that nobody would notice.
+    pub fn decode(&self, block: Input) -> Result<RecordBatch> {
+        let decoded = self.decoder.decode(block)?;
+        let Some(rejected) = decoded.rejected.first() else { return Ok(decoded.rows) };
+        let record = decoded.origin.block.as_ref().and_then(|block| block.record(rejected.record));
+        let place = record.map(|record| format!("{}: ", record.position)).unwrap_or_default();
+        Err(Error::new(rejected.class, format!("{place}{}; correct it, or the schema of the table", rejected.reason)))
+    }
 }
 
 /// Makes one [`StaticTable`] per query. Settings are already checked; connecting is left to the first use.

@@ -111,7 +111,23 @@ impl JobSource {
     /// The column with the event time, and how far the watermark stays behind the newest.
     #[must_use]
     pub fn watermark(mut self, column: impl Into<String>, delay: Duration) -> Self {
-        self.watermark = Some(WatermarkSettings { column: column.into(), delay: HumanDuration(delay) });
+        self.watermark = Some(WatermarkSettings {
+            column: column.into(),
+            delay: HumanDuration(delay),
+            per_partition: false,
+            idle_after: None,
+        });
+        self
+    }
+
+    /// The watermark is the least of those of the source's partitions ([`Position::partition`](perennial_core::records::Position::partition)),
+    /// but for those that had no record for `idle_after`. Only with [`JobSource::watermark`].
+    #[must_use]
+    pub fn watermark_per_partition(mut self, idle_after: Option<Duration>) -> Self {
+        if let Some(watermark) = &mut self.watermark {
+            watermark.per_partition = true;
+            watermark.idle_after = idle_after.map(HumanDuration);
+        }
         self
     }
 
@@ -358,9 +374,11 @@ impl Job {
         found.check(!self.dead_letters.path.trim().is_empty(), "dead_letters.path", || {
             ("the path is empty".into(), "name a directory")
         });
-        found.check(self.state.directory.as_ref().is_none_or(|path| !path.trim().is_empty()), "state.directory", || {
-            ("the path is empty".into(), "name a directory on a local disk, or leave it out")
-        });
+        found.check(
+            self.state.directory.as_ref().is_none_or(|path| !path.trim().is_empty()),
+            "state.directory",
+            || ("the path is empty".into(), "name a directory on a local disk, or leave it out"),
+        );
         found.check(retry.factor >= 1.0 && retry.factor.is_finite(), "retry.factor", || {
             (format!("the waiting time cannot grow by {}", retry.factor), "1 or more; 2 doubles it each time")
         });
@@ -404,6 +422,11 @@ impl JobSource {
                     (message, "give the column that type in the schema")
                 });
             }
+            found.check(
+                watermark.per_partition || watermark.idle_after.is_none(),
+                &format!("{path}.watermark.idle_after"),
+                || ("it is partitions that become idle".into(), "add `per_partition: true`, or leave it out"),
+            );
         }
         if let Some(deduplicate) = &self.deduplicate {
             let path = format!("{path}.deduplicate");
@@ -645,6 +668,18 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             },
         );
     }
+    for (name, table) in &file.tables {
+        builder = builder.table(
+            name,
+            JobTable {
+                connector: table.connector.name().into(),
+                factory: table.connector.factory(),
+                format: table.records.format.clone().unwrap_or_default(),
+                schema: table.records.schema.columns.clone(),
+                refresh: table.records.refresh,
+            },
+        );
+    }
     for (name, query) in &file.queries {
         builder = builder.query(
             name,
@@ -671,6 +706,24 @@ fn problems_of_file(file: &JobFile) -> Vec<Problem> {
             path: format!("sources.{name}.format"),
             message: format!("a `{}` source has no Parquet records", source.connector.name()),
             help: Some("Parquet is a format of `files`".into()),
+        });
+    }
+    let unpartitioned = file.sources.iter().filter(|(_, source)| !source.connector.has_partitions());
+    for (name, source) in unpartitioned.filter(|(_, s)| s.records.watermark.as_ref().is_some_and(|w| w.per_partition)) {
+        problems.push(Problem {
+            at: None,
+            path: format!("sources.{name}.watermark.per_partition"),
+            message: format!("a `{}` source has no partitions", source.connector.name()),
+            help: Some("leave it out; it is for `kafka`".into()),
+        });
+    }
+    let databases = file.tables.iter().filter(|(_, table)| !table.connector.has_records());
+    for (name, table) in databases.filter(|(_, table)| table.records.format.is_some()) {
+        problems.push(Problem {
+            at: None,
+            path: format!("tables.{name}.format"),
+            message: format!("a `{}` table has rows and no records in a format", table.connector.name()),
+            help: Some("leave it out".into()),
         });
     }
     problems

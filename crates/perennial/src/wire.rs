@@ -20,6 +20,7 @@ use perennial_core::sink::{Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
 use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::table::{OpenTable, TableSpec};
+use perennial_core::watermark::PerPartition;
 use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 use crate::job::{Job, JobQuery, JobSource, JobTable};
@@ -145,6 +146,10 @@ fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<Sour
         let check = check.map_err(fault(format!("sources.{name}.expectations.{rule}.check")))?;
         rules.push(Expectation { name: rule.clone(), check, on_violation: expectation.on_violation });
     }
+    let per_partition = source.watermark.as_ref().filter(|watermark| watermark.per_partition).and_then(|watermark| {
+        let idle_after = watermark.idle_after.map(|after| i64::try_from(after.0.as_millis()).unwrap_or(i64::MAX));
+        Some(PerPartition { column: source.schema.index_of(&watermark.column).ok()?, idle_after_ms: idle_after })
+    });
     let (format, schema) = (source.format.clone(), source.schema.clone());
     Ok(SourceSpec {
         name: name.to_owned(),
@@ -152,6 +157,7 @@ fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<Sour
         factory: source.factory.clone(),
         decoder: Arc::new(move |columns| format::decoder(&format, &schema, columns)),
         expectations: Expectations::new(&source.schema, rules),
+        per_partition,
     })
 }
 

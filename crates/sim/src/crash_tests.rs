@@ -70,6 +70,7 @@ impl World {
             factory: Arc::new(Numbers { records: RECORDS, per_batch: PER_BATCH }),
             decoder: Arc::new(|_| Ok(Arc::new(NumberDecoder) as Arc<dyn Decoder>)),
             expectations: Expectations::default(),
+            per_partition: None,
         };
         let query = QuerySpec {
             name: "copy".into(),

@@ -20,7 +20,7 @@ use super::json::json_values;
 
 /// The kind of a column's values. Displayed as Spark's type name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Boolean,
     Short,
     Integer,
@@ -376,7 +376,7 @@ pub(super) fn write_timestamp(micros: i64, separator: u8, full: bool, out: &mut 
 }
 
 /// Appends `2026-11-21T09:44:23.000000Z`, sortable as text; without the `Z` where the value has no zone.
-pub(super) fn write_iso_timestamp(micros: i64, zoned: bool, out: &mut Vec<u8>) {
+pub(crate) fn write_iso_timestamp(micros: i64, zoned: bool, out: &mut Vec<u8>) {
     write_timestamp(micros, b'T', true, out);
     if zoned {
         out.push(b'Z');

@@ -6,7 +6,7 @@ use std::io;
 use perennial_core::error::{ErrorClass, class};
 
 /// The class of a network failure, read from the innermost cause that says something; `None` where nothing in the chain does.
-pub(super) fn network_class(error: &(dyn StdError + 'static)) -> Option<&'static ErrorClass> {
+pub(crate) fn network_class(error: &(dyn StdError + 'static)) -> Option<&'static ErrorClass> {
     let mut found = None;
     let mut next = Some(error);
     while let Some(error) = next {

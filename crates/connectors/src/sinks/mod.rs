@@ -11,9 +11,9 @@
 //! `columns` turns Arrow arrays into the few kinds of values that targets know, `json` rows into text, `table` is what the SQL sinks share, `fault`
 //! classifies what goes wrong on the way to a server.
 
-mod columns;
+pub(crate) mod columns;
 pub mod console;
-mod fault;
+pub(crate) mod fault;
 pub mod files;
 pub mod influxdb;
 mod json;
@@ -21,11 +21,11 @@ mod json;
 pub mod kafka;
 pub mod postgres;
 pub mod sqlite;
-mod table;
+pub(crate) mod table;
 
 /// Key in the metadata of a result's schema: the comma-separated columns in which two rows of a batch always differ (an
 /// aggregation's grouping columns). Absent when nothing is known.
 pub const UNIQUE_KEY: &str = "perennial.unique_key";
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

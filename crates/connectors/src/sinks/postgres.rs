@@ -5,7 +5,6 @@
 //! other, and the second one find it done.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -13,23 +12,18 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use perennial_core::config::{HumanDuration, Secret};
 use perennial_core::env::Env;
-use perennial_core::error::{Error, ErrorClass, Result, class};
+use perennial_core::error::{Error, Result, class};
 use perennial_core::sink::{Delivery, OutputMode, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement, Transaction};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::columns::{Column, Digest, Kind};
-use super::fault::network_class;
 use super::table::{self, LEDGER_BATCHES, LEDGER_COLUMNS, Newest, TablePlan, TargetColumn, list, quoted};
+pub use crate::postgres::SslMode;
+use crate::postgres::{Address, Name, Server, connect_timeout};
 
 /// Writes rows to a table of a PostgreSQL database, exactly once.
 ///
@@ -100,103 +94,32 @@ pub struct PostgresSink {
     pub connect_timeout: HumanDuration,
 }
 
-fn connect_timeout() -> HumanDuration {
-    HumanDuration(Duration::from_secs(10))
-}
-
-/// How a connection is encrypted, as PostgreSQL's own clients name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum SslMode {
-    /// Not encrypted.
-    Disable,
-    /// Encrypted where the server can; its certificate is not checked.
-    #[default]
-    Prefer,
-    /// Encrypted or not at all; the server's certificate is not checked, so this does not protect from a false server.
-    Require,
-    /// Encrypted, and the server must show a certificate for its host name from a trusted authority.
-    VerifyFull,
-}
-
 impl PostgresSink {
-    /// The connection's settings and the place they lead to, for messages.
-    fn connection(&self) -> Result<(tokio_postgres::Config, SslMode, Option<String>, String)> {
-        let wrong = |what: String| Error::new(class::CONFIG_INVALID, format!("postgres sink: {what}"));
-        let mut sslmode = None;
-        let mut root_certificate = self.root_certificate.clone();
-        let mut config = match &self.url {
-            None => tokio_postgres::Config::new(),
-            Some(secret) => {
-                let mut url = url::Url::parse(secret.expose())
-                    .ok()
-                    .filter(|url| matches!(url.scheme(), "postgres" | "postgresql"))
-                    .ok_or_else(|| {
-                        wrong("`url` is not of the form postgres://user:password@host:port/database".to_owned())
-                    })?;
-                // These two are ours: the client library knows fewer modes.
-                let mut rest = Vec::new();
-                for (name, value) in url.query_pairs() {
-                    match &*name {
-                        "sslmode" => {
-                            let mode = serde_json::from_value(serde_json::Value::String(value.to_string()));
-                            sslmode = Some(mode.map_err(|_| {
-                                wrong("`sslmode` in `url` is none of disable, prefer, require, verify-full".to_owned())
-                            })?);
-                        }
-                        "sslrootcert" => root_certificate = root_certificate.or(Some(value.into_owned())),
-                        _ => rest.push((name.into_owned(), value.into_owned())),
-                    }
-                }
-                url.set_query(None);
-                if !rest.is_empty() {
-                    url.query_pairs_mut().extend_pairs(rest);
-                }
-                url.as_str()
-                    .parse()
-                    .map_err(|e| wrong("`url` has a part that is not understood".to_owned()).caused_by(e))?
-            }
-        };
-        if self.url.is_some() && (self.host.is_some() || self.port.is_some()) {
-            return Err(wrong(
-                "`url` already says where the server is; leave out `host` and `port`, or `url`".to_owned(),
-            ));
-        }
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            config.host(self.host.as_deref().unwrap_or("localhost"));
-        }
-        self.port.map(|port| config.port(port));
-        self.user.as_ref().map(|user| config.user(user));
-        self.password.as_ref().map(|password| config.password(password.expose()));
-        self.database.as_ref().map(|database| config.dbname(database));
-        let sslmode = self.sslmode.or(sslmode).unwrap_or_default();
-        if root_certificate.is_some() && sslmode != SslMode::VerifyFull {
-            return Err(wrong(
-                "`root_certificate` is only looked at with sslmode: verify-full; set that, or leave the certificate out".to_owned(),
-            ));
-        }
-        config.application_name("perennial").connect_timeout(self.connect_timeout.0).ssl_mode(match sslmode {
-            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
-        });
-        let hosts = list(config.get_hosts().iter().map(|host| match host {
-            tokio_postgres::config::Host::Tcp(host) => host.clone(),
-            #[cfg(unix)]
-            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
-        }));
-        let port = config.get_ports().first().copied().unwrap_or(5432);
-        let database = config.get_dbname().or(config.get_user()).unwrap_or("(default database)");
-        let place = format!("{hosts}:{port}/{database}");
-        Ok((config, sslmode, root_certificate, place))
+    fn server(&self) -> Result<Server> {
+        Server::new(Address {
+            what: WHAT,
+            url: self.url.as_ref(),
+            host: self.host.as_deref(),
+            port: self.port,
+            user: self.user.as_deref(),
+            password: self.password.as_ref(),
+            database: self.database.as_deref(),
+            sslmode: self.sslmode,
+            root_certificate: self.root_certificate.as_deref(),
+            connect_timeout: self.connect_timeout,
+            refused: class::SINK_REJECTED,
+        })
     }
 }
 
+/// What messages call it.
+const WHAT: &str = "postgres sink";
+
 impl SinkFactory for PostgresSink {
     fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
-        let (config, sslmode, root_certificate, place) = self.connection()?;
-        let table = Name::parse(&self.table, None)?;
-        let ledger = Name::parse(&self.ledger_table, table.schema.as_deref())?;
+        let server = self.server()?;
+        let table = Name::parse(WHAT, &self.table, None)?;
+        let ledger = Name::parse(WHAT, &self.ledger_table, table.schema.as_deref())?;
         if table == ledger {
             return Err(Error::new(
                 class::CONFIG_INVALID,
@@ -206,10 +129,7 @@ impl SinkFactory for PostgresSink {
         let plan = TablePlan::new("postgres", &context, &self.key)?;
         Ok(Box::new(Postgres {
             create_table: self.create_table,
-            config,
-            sslmode,
-            root_certificate,
-            place: format!("{table} in {place}"),
+            server: server.with(&table),
             table,
             ledger,
             plan,
@@ -222,51 +142,8 @@ impl SinkFactory for PostgresSink {
     }
 }
 
-/// The name of a table.
-#[derive(Debug, Clone, PartialEq)]
-struct Name {
-    schema: Option<String>,
-    table: String,
-}
-
-impl Name {
-    fn parse(text: &str, default_schema: Option<&str>) -> Result<Self> {
-        let (schema, table) = match text.split_once('.') {
-            Some((schema, table)) => (Some(schema), table),
-            None => (default_schema, text),
-        };
-        if table.is_empty() || table.contains('.') || schema.is_some_and(str::is_empty) {
-            return Err(Error::new(
-                class::CONFIG_INVALID,
-                format!("postgres sink: `{text}` is not the name of a table; write `table` or `schema.table`"),
-            ));
-        }
-        Ok(Self { schema: schema.map(str::to_owned), table: table.to_owned() })
-    }
-
-    fn quoted(&self) -> String {
-        match &self.schema {
-            Some(schema) => format!("{}.{}", quoted(schema), quoted(&self.table)),
-            None => quoted(&self.table),
-        }
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(schema) = &self.schema {
-            write!(f, "{schema}.")?;
-        }
-        f.write_str(&self.table)
-    }
-}
-
 struct Postgres {
-    config: tokio_postgres::Config,
-    sslmode: SslMode,
-    root_certificate: Option<String>,
-    /// Table and server, for messages.
-    place: String,
+    server: Server,
     table: Name,
     ledger: Name,
     create_table: bool,
@@ -305,15 +182,15 @@ impl Sink for Postgres {
     }
 
     async fn check(&self) -> Result<()> {
-        let client = self.connect().await?;
-        let fault = |e| self.fault(e);
+        let client = self.server.connect().await?;
+        let fault = |e| self.server.fault(e);
         let temporary: bool = client
             .query_one("SELECT has_database_privilege(current_database(), 'TEMP')", &[])
             .await
             .map_err(fault)?
             .get(0);
         if !temporary {
-            return Err(self.error(
+            return Err(self.server.error(
                 class::AUTHORIZATION_FAILED,
                 "the user may not make temporary tables; GRANT TEMPORARY ON DATABASE",
             ));
@@ -344,7 +221,7 @@ impl Sink for Postgres {
 
 impl Postgres {
     async fn write_batch(&self, session: &mut Session, batch: &SinkBatch, mut rows: RowStream) -> Result<Written> {
-        let fault = |e| self.fault(e);
+        let fault = |e| self.server.fault(e);
         let Session { client, newest, claim, copy, insert, insert_last, settle, forget } = session;
         let id = batch.id as i64;
         let mut transaction = client.transaction().await.map_err(fault)?;
@@ -362,7 +239,7 @@ impl Postgres {
         if claimed == 0 {
             return self.leave_out(transaction, batch, rows).await;
         }
-        table::may_write(&self.place, batch, Newest { batch: newest.get(0), epoch: newest.get(1) })?;
+        table::may_write(&self.server.place, batch, Newest { batch: newest.get(0), epoch: newest.get(1) })?;
 
         let mut copy = pin!(transaction.copy_in::<_, Bytes>(&*copy).await.map_err(fault)?);
         let (mut count, mut bytes, mut digest) = (0u64, 0u64, Digest::default());
@@ -374,7 +251,7 @@ impl Postgres {
             digest.add(&columns, rows.num_rows());
             for row in 0..rows.num_rows() {
                 encode_row(&columns, row, &mut buffer).map_err(|(column, what)| {
-                    self.error(
+                    self.server.error(
                         class::SINK_REJECTED,
                         format!(
                             "row {} of the batch: column `{}` {what}",
@@ -441,8 +318,8 @@ impl Postgres {
                 &[&self.job, &self.query, &self.query_id, &(batch.id as i64)],
             )
             .await
-            .map_err(|e| self.fault(e))?;
-        transaction.rollback().await.map_err(|e| self.fault(e))?;
+            .map_err(|e| self.server.fault(e))?;
+        transaction.rollback().await.map_err(|e| self.server.fault(e))?;
         let (mut count, mut digest) = (0u64, Digest::default());
         while let Some(rows) = rows.next().await {
             let rows = rows?;
@@ -450,64 +327,14 @@ impl Postgres {
             count += rows.num_rows() as u64;
         }
         let now = digest.to_string();
-        table::compare_digests(&self.place, batch, (earlier.get(0), earlier.get(1)), (count, &now));
+        table::compare_digests(&self.server.place, batch, (earlier.get(0), earlier.get(1)), (count, &now));
         Ok(Written { rows: count, bytes: 0, duplicate: true })
-    }
-
-    async fn connect(&self) -> Result<Client> {
-        let tls = self.tls()?;
-        let (client, connection) = self.config.connect(tls).await.map_err(|e| self.fault(e))?;
-        let place = self.place.clone();
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("the connection to {place} ended: {error}");
-            }
-        });
-        client
-            .batch_execute("SET TimeZone = 'UTC'; SET client_min_messages = warning")
-            .await
-            .map_err(|e| self.fault(e))?;
-        Ok(client)
-    }
-
-    fn tls(&self) -> Result<MakeRustlsConnect> {
-        let failed = |what: String| self.error(class::TLS_FAILED, what);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| failed("TLS cannot be set up".to_owned()).caused_by(e))?;
-        let config = if self.sslmode == SslMode::VerifyFull {
-            let mut roots = RootCertStore::empty();
-            match &self.root_certificate {
-                Some(file) => {
-                    let unreadable = |e| {
-                        failed(format!("the certificates in {file} (root_certificate) cannot be read")).caused_by(e)
-                    };
-                    for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
-                        roots.add(certificate.map_err(unreadable)?).map_err(|e| {
-                            failed(format!("a certificate in {file} (root_certificate) is not valid")).caused_by(e)
-                        })?;
-                    }
-                }
-                None => {
-                    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                }
-            }
-            if roots.is_empty() {
-                return Err(failed("there is no certificate to trust; set `root_certificate`".to_owned()));
-            }
-            builder.with_root_certificates(roots).with_no_client_auth()
-        } else {
-            let any = Arc::new(AnyCertificate(provider));
-            builder.dangerous().with_custom_certificate_verifier(any).with_no_client_auth()
-        };
-        Ok(MakeRustlsConnect::new(config))
     }
 
     /// Connects, makes sure that the tables are there and fit, and prepares the statements.
     async fn prepare(&self) -> Result<Session> {
-        let mut client = self.connect().await?;
-        let fault = |e| self.fault(e);
+        let mut client = self.server.connect().await?;
+        let fault = |e| self.server.fault(e);
         let (table, ledger) = (self.table.quoted(), self.ledger.quoted());
         let there = client
             .query_one("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL", &[&table, &ledger])
@@ -598,7 +425,7 @@ impl Postgres {
 
     /// Whether a table is there; that the user may do `changes` to it, or make it.
     async fn may_change(&self, client: &Client, name: &Name, changes: &[&str], create: bool) -> Result<bool> {
-        let fault = |e| self.fault(e);
+        let fault = |e| self.server.fault(e);
         let there: bool =
             client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&name.quoted()]).await.map_err(fault)?.get(0);
         if there {
@@ -609,7 +436,7 @@ impl Postgres {
                     .map_err(fault)?
                     .get(0);
                 if !may {
-                    return Err(self.error(
+                    return Err(self.server.error(
                         class::AUTHORIZATION_FAILED,
                         format!("the user may not do that: GRANT {change} ON {}", name.quoted()),
                     ));
@@ -630,11 +457,11 @@ impl Postgres {
             .map_err(fault)?;
         match schema {
             Some(row) if row.get(1) => Ok(false),
-            Some(row) => Err(self.error(
+            Some(row) => Err(self.server.error(
                 class::AUTHORIZATION_FAILED,
                 format!("the user may not create table {name}: GRANT CREATE ON SCHEMA {}", quoted(row.get(0))),
             )),
-            None => Err(self.error(
+            None => Err(self.server.error(
                 class::TARGET_MISSING,
                 format!("the schema of {name} does not exist: CREATE SCHEMA, or correct the name"),
             )),
@@ -654,7 +481,7 @@ impl Postgres {
                 &[&table],
             )
             .await
-            .map_err(|e| self.fault(e))?;
+            .map_err(|e| self.server.fault(e))?;
         let target: Vec<_> = columns
             .iter()
             .map(|row| TargetColumn {
@@ -671,7 +498,7 @@ impl Postgres {
                 fits(kind, row.get(4), named)
             })
         };
-        table::compare(&self.place, &self.plan, &target, |a, b| a == b, fits)?;
+        table::compare(&self.server.place, &self.plan, &target, |a, b| a == b, fits)?;
         if self.plan.mode == OutputMode::Update {
             let mut key: Vec<_> = self.plan.key.iter().map(|i| self.plan.columns[*i].name.clone()).collect();
             key.sort();
@@ -684,11 +511,11 @@ impl Postgres {
                     &[&table, &key],
                 )
                 .await
-                .map_err(|e| self.fault(e))?
+                .map_err(|e| self.server.fault(e))?
                 .get(0);
             if !unique {
                 let key = self.plan.key_names();
-                return Err(self.error(
+                return Err(self.server.error(
                     class::TARGET_SCHEMA,
                     format!(
                         "the table cannot be updated by key: it has no unique index on exactly ({key}); create one: \
@@ -705,60 +532,8 @@ impl Postgres {
             .collect())
     }
 
-    fn error(&self, class: &'static ErrorClass, what: impl std::fmt::Display) -> Error {
-        Error::new(class, format!("postgres sink: {}: {what}", self.place))
-    }
-
     fn missing(&self) -> Error {
-        self.error(class::TARGET_MISSING, "the table does not exist; create it, or set create_table: true")
-    }
-
-    /// An error of the client or the server with its class.
-    fn fault(&self, error: tokio_postgres::Error) -> Error {
-        let Some(answer) = error.as_db_error() else {
-            let text = error.to_string();
-            let class = network_class(&error).unwrap_or_else(|| {
-                if text.contains("TLS") {
-                    class::TLS_FAILED
-                } else if text.contains("timeout") {
-                    class::TIMEOUT
-                } else if text.contains("authentication") || text.contains("invalid configuration") {
-                    class::AUTHENTICATION_FAILED
-                } else {
-                    class::CONNECTION_LOST
-                }
-            });
-            return self.error(class, text).caused_by(error);
-        };
-        let mut text = answer.message().to_owned();
-        for more in [answer.detail(), answer.where_().and_then(|w| w.lines().next())].into_iter().flatten() {
-            text.push_str(&format!(" ({more})"));
-        }
-        if let Some(hint) = answer.hint() {
-            text.push_str(&format!("; {hint}"));
-        }
-        self.error(class_of(answer.code()), text).caused_by(error)
-    }
-}
-
-/// The class of an SQLSTATE.
-fn class_of(state: &SqlState) -> &'static ErrorClass {
-    let code = state.code();
-    match code {
-        "28P01" | "28000" => class::AUTHENTICATION_FAILED,
-        "42501" => class::AUTHORIZATION_FAILED,
-        "3D000" | "3F000" | "42P01" => class::TARGET_MISSING,
-        "42703" | "42804" | "42846" | "42P10" => class::TARGET_SCHEMA,
-        "53100" | "58030" => class::DISK_FULL,
-        "57014" => class::TIMEOUT,
-        _ => match &code[..code.len().min(2)] {
-            "08" => class::CONNECTION_LOST,
-            "23" => class::CONSTRAINT_VIOLATION,
-            "22" => class::SINK_REJECTED,
-            // Locks, deadlocks, serialisation; resources; shutting down or a standby; the server's own faults.
-            "40" | "53" | "55" | "57" | "58" | "25" | "XX" => class::SERVER_UNAVAILABLE,
-            _ => class::SINK_REJECTED,
-        },
+        self.server.error(class::TARGET_MISSING, "the table does not exist; create it, or set create_table: true")
     }
 }
 
@@ -931,55 +706,6 @@ fn put_numeric(value: i128, scale: u8, out: &mut BytesMut) {
     out.put_u16(if value < 0 { 0x4000 } else { 0 });
     out.put_u16(u16::from(scale));
     digits.iter().rev().for_each(|group| out.put_u16(*group));
-}
-
-/// Takes every certificate: `sslmode` prefer and require encrypt, and do not ask who is on the other side.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -481,50 +481,53 @@ impl Target {
         Error::new(class, format!("sqlite sink: {} cannot be created in {place}", self.settings.path)).caused_by(error)
     }
 
-    /// An error of SQLite with its class.
     fn fault(&self, error: rusqlite::Error) -> Error {
-        let (path, table) = (&self.settings.path, &self.settings.table);
-        let text = error.to_string();
-        let (class, what) = match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (
-                class::SERVER_UNAVAILABLE,
-                format!(
-                    "{path} was locked by another writer for longer than busy_timeout ({})",
-                    self.settings.busy_timeout
-                ),
-            ),
-            Some(ErrorCode::DiskFull) => (class::DISK_FULL, format!("there is no room left for {path}")),
-            Some(ErrorCode::ConstraintViolation) => {
-                (class::CONSTRAINT_VIOLATION, format!("table `{table}` in {path} refuses a row: {text}"))
-            }
-            Some(ErrorCode::TypeMismatch) => {
-                (class::TARGET_SCHEMA, format!("a value does not fit its column of table `{table}` in {path}: {text}"))
-            }
-            Some(ErrorCode::TooBig) => (class::SINK_REJECTED, format!("a row is too big for {path}")),
-            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
-                (class::STORAGE_PERMISSION_DENIED, format!("{path} cannot be written"))
-            }
-            Some(ErrorCode::CannotOpen) => (
-                class::STORAGE_NOT_FOUND,
-                format!("{path} cannot be opened; check that it is a file that this user may read and write"),
-            ),
-            Some(ErrorCode::NotADatabase) => (class::CONFIG_INVALID, format!("{path} is not an SQLite database")),
-            Some(ErrorCode::DatabaseCorrupt) => {
-                (class::CONFIG_INVALID, format!("{path} is damaged; restore it from a backup"))
-            }
-            Some(ErrorCode::SystemIoFailure | ErrorCode::FileLockingProtocolFailed | ErrorCode::NoLargeFileSupport) => {
-                (class::STORAGE_UNAVAILABLE, format!("{path} cannot be read or written: {text}"))
-            }
-            _ if text.contains("no such table") => {
-                (class::TARGET_MISSING, format!("{path}: {text}; it was removed while the query ran"))
-            }
-            _ if text.contains("no such column") || text.contains("has no column") => {
-                (class::TARGET_SCHEMA, format!("{path}: {text}; the table was changed while the query ran"))
-            }
-            _ => (class::SINK_REJECTED, format!("{path}, table `{table}`: {text}")),
-        };
-        Error::new(class, format!("sqlite sink: {what}")).caused_by(error)
+        fault(WHAT, &self.settings.path, &self.settings.table, self.settings.busy_timeout, error)
     }
+}
+
+/// What messages call it.
+const WHAT: &str = "sqlite sink";
+
+/// An error of SQLite with its class. `what` is for the message.
+pub(crate) fn fault(what: &str, path: &str, table: &str, busy_timeout: HumanDuration, error: rusqlite::Error) -> Error {
+    let text = error.to_string();
+    let (class, text) = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (
+            class::SERVER_UNAVAILABLE,
+            format!("{path} was locked by another writer for longer than busy_timeout ({busy_timeout})"),
+        ),
+        Some(ErrorCode::DiskFull) => (class::DISK_FULL, format!("there is no room left for {path}")),
+        Some(ErrorCode::ConstraintViolation) => {
+            (class::CONSTRAINT_VIOLATION, format!("table `{table}` in {path} refuses a row: {text}"))
+        }
+        Some(ErrorCode::TypeMismatch) => {
+            (class::TARGET_SCHEMA, format!("a value does not fit its column of table `{table}` in {path}: {text}"))
+        }
+        Some(ErrorCode::TooBig) => (class::SINK_REJECTED, format!("a row is too big for {path}")),
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
+            (class::STORAGE_PERMISSION_DENIED, format!("{path} cannot be written"))
+        }
+        Some(ErrorCode::CannotOpen) => (
+            class::STORAGE_NOT_FOUND,
+            format!("{path} cannot be opened; check that it is a file that this user may read and write"),
+        ),
+        Some(ErrorCode::NotADatabase) => (class::CONFIG_INVALID, format!("{path} is not an SQLite database")),
+        Some(ErrorCode::DatabaseCorrupt) => {
+            (class::CONFIG_INVALID, format!("{path} is damaged; restore it from a backup"))
+        }
+        Some(ErrorCode::SystemIoFailure | ErrorCode::FileLockingProtocolFailed | ErrorCode::NoLargeFileSupport) => {
+            (class::STORAGE_UNAVAILABLE, format!("{path} cannot be read or written: {text}"))
+        }
+        _ if text.contains("no such table") => {
+            (class::TARGET_MISSING, format!("{path}: {text}; it was removed while the query ran"))
+        }
+        _ if text.contains("no such column") || text.contains("has no column") => {
+            (class::TARGET_SCHEMA, format!("{path}: {text}; the table was changed while the query ran"))
+        }
+        _ => (class::SINK_REJECTED, format!("{path}, table `{table}`: {text}")),
+    };
+    Error::new(class, format!("{what}: {text}")).caused_by(error)
 }
 
 /// The stream of rows failed, or nobody waits for the result any more; nothing is committed.

@@ -115,12 +115,12 @@ impl TablePlan {
 }
 
 /// An SQL identifier in quotes.
-pub(super) fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Items with commas between.
-pub(super) fn list(items: impl IntoIterator<Item = impl fmt::Display>) -> String {
+pub(crate) fn list(items: impl IntoIterator<Item = impl fmt::Display>) -> String {
     let mut text = String::new();
     for item in items {
         if !text.is_empty() {

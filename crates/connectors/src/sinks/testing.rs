@@ -35,13 +35,13 @@ impl Entropy for Zeros {
     }
 }
 
-pub(super) fn context(schema: SchemaRef, output_mode: OutputMode) -> SinkContext {
+pub(crate) fn context(schema: SchemaRef, output_mode: OutputMode) -> SinkContext {
     let env = Env { clock: Arc::new(StoppedClock), entropy: Arc::new(Zeros), storage: Arc::new(InMemory::new()) };
     let (job, query, query_id) = ("greenhouse".into(), "per_minute".into(), "0123456789abcdef".into());
     SinkContext { env, job, query, query_id, schema, output_mode }
 }
 
-pub(super) fn batch(id: u64) -> SinkBatch {
+pub(crate) fn batch(id: u64) -> SinkBatch {
     SinkBatch { id, epoch: 1, timestamp_ms: 0, again: false }
 }
 
@@ -49,7 +49,7 @@ pub(super) fn rows_of<I: IntoIterator<Item = (&'static str, ArrayRef)>>(columns:
     RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true))).unwrap()
 }
 
-pub(super) fn stream_of(batches: Vec<RecordBatch>) -> RowStream {
+pub(crate) fn stream_of(batches: Vec<RecordBatch>) -> RowStream {
     stream::iter(batches.into_iter().map(Ok)).boxed()
 }
 
@@ -71,7 +71,7 @@ pub(super) fn keyed(schema: &Schema, key: &str) -> SchemaRef {
 }
 
 /// One column of each kind, with a NULL in the last row.
-pub(super) fn all_kinds() -> RecordBatch {
+pub(crate) fn all_kinds() -> RecordBatch {
     use arrow::array::*;
     use arrow::datatypes::{DataType, Field, Int32Type};
     let decimal = Decimal128Array::from(vec![Some(-123_456_789_012_345_678_901_234), Some(5), None]);
@@ -128,7 +128,7 @@ pub(super) fn numbered(from: i64, count: usize) -> RecordBatch {
 }
 
 /// An address from the environment of `make test`.
-pub(super) fn server(variable: &str) -> String {
+pub(crate) fn server(variable: &str) -> String {
     std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run make test, or eval \"$(scripts/services env)\""))
 }

@@ -3,6 +3,7 @@
 //! `latest` lists the directory, logs the files of the next batch in the source's own log (Spark's format, see [`log`]) and returns the
 //! number of that log entry; `read` reads exactly the logged files, and of each exactly the bytes that it had when it was logged.
 
+mod all;
 mod listing;
 mod log;
 mod parquet;
@@ -23,6 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+pub(crate) use self::all::AllFiles;
 use self::listing::{Found, Listing};
 use self::log::{Entry, FileLog};
 use super::stream::{Output, read_ahead};
@@ -372,7 +374,7 @@ fn io_error(action: &str, path: &Path, error: io::Error) -> Error {
     let shown = path.display();
     let (class, message) = match error.kind() {
         io::ErrorKind::NotFound => {
-            (class::STORAGE_NOT_FOUND, format!("{shown} does not exist: check the source's path"))
+            (class::STORAGE_NOT_FOUND, format!("{shown} does not exist: check the path"))
         }
         io::ErrorKind::PermissionDenied => (
             class::STORAGE_PERMISSION_DENIED,

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result, class};
 use crate::offset::Offset;
 use crate::state::StateRef;
+use crate::watermark::PartitionMarks;
 
 /// The version of what Perennial adds to the formats. A checkpoint with a greater one is refused.
 const FORMAT: u64 = 1;
@@ -120,6 +121,9 @@ pub struct CommitDetails {
     pub counts: BatchCounts,
     /// Watermarks of the inputs, in milliseconds since the epoch: a restart goes on with them.
     pub input_watermarks: Vec<Option<i64>>,
+    /// What is known of the partitions of the inputs; empty where no watermark follows from partitions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionMarks>,
     /// Which files hold the state after the batch; `None` for a stateless query.
     pub state: Option<StateRef>,
 }
@@ -271,7 +275,13 @@ mod tests {
             BatchCounts { read: 10, written: 4, held: 7, filtered: 1, late: 1, dead_lettered: 1, ..Default::default() };
         CommitEntry {
             next_watermark_ms: 7,
-            perennial: Some(CommitDetails { epoch: 3, counts, input_watermarks: vec![Some(1), None], state: None }),
+            perennial: Some(CommitDetails {
+                epoch: 3,
+                counts,
+                input_watermarks: vec![Some(1), None],
+                partitions: Vec::new(),
+                state: None,
+            }),
         }
     }
 

@@ -44,8 +44,13 @@ fn commit(batch: u64) -> CommitEntry {
         deltas: vec![DeltaRun { first: 1, last: version, epoch: 1 }],
         newest: Some(id(version)),
     };
-    let details =
-        CommitDetails { epoch: 1, counts: BatchCounts::default(), input_watermarks: vec![], state: Some(state) };
+    let details = CommitDetails {
+        epoch: 1,
+        counts: BatchCounts::default(),
+        input_watermarks: vec![],
+        partitions: vec![],
+        state: Some(state),
+    };
     CommitEntry { next_watermark_ms: 0, perennial: Some(details) }
 }
 

@@ -3,6 +3,7 @@
 //! The structs here are the single place where a setting is described: parsing, the JSON Schema (`perennial schema`), the reference page
 //! (`docs/job-file.md`), the file that `perennial init` writes and the checks come from them and their doc comments.
 
+mod connector;
 mod expand;
 mod init;
 mod problem;
@@ -20,16 +21,17 @@ use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use perennial_connectors::format::Format;
-use perennial_connectors::registry::{SinkConfig, SourceConfig};
+use perennial_connectors::registry::{SinkConfig, SourceConfig, TableConfig};
 use perennial_core::config::{ByteSize, HumanDuration};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::job::OnError;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
+use perennial_core::table::Refresh;
 use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{self, DeserializeSeed, IntoDeserializer, MapAccess, VariantAccess};
+use serde::de;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use expand::{Lookup, ProcessLookup};
@@ -55,6 +57,9 @@ pub struct JobFile {
     pub version: String,
     /// The sources by name. The name is the table name in SQL.
     pub sources: BTreeMap<String, SourceSettings>,
+    /// Bounded tables by name, for the queries to join their sources with. The name is the table name in SQL.
+    #[serde(default)]
+    pub tables: BTreeMap<String, TableSettings>,
     /// The queries by name. Each has its own checkpoint; they fail and recover apart from each other.
     pub queries: BTreeMap<String, QuerySettings>,
     /// When a batch starts: `as_fast_as_possible` (when the one before is done and there is something new), `{ every: 10 seconds }`, or
@@ -145,6 +150,14 @@ pub struct WatermarkSettings {
     pub column: String,
     /// How far behind the newest event time the watermark stays. Records behind the watermark are late.
     pub delay: HumanDuration,
+    /// Whether each Kafka partition has a watermark of its own, and the slowest decides: so that catching up after a downtime does not
+    /// make late what stands in the slower ones. As in Spark the newest record of all decides by default.
+    #[serde(default)]
+    pub per_partition: bool,
+    /// With `per_partition`: after how long without a record (by the clock, at the times of the batches) a partition no longer holds the
+    /// others back. By default never: a partition that falls silent holds the watermark until it speaks again.
+    #[serde(default)]
+    pub idle_after: Option<HumanDuration>,
 }
 
 /// Dropping the duplicates of a source, before any query sees them.
@@ -169,6 +182,32 @@ pub struct ExpectationSettings {
     /// What happens to a record that breaks the rule.
     #[serde(default)]
     pub on_violation: OnViolation,
+}
+
+/// A bounded table that queries join their sources with.
+#[derive(Debug, Clone)]
+pub struct TableSettings {
+    /// The connector and its settings, under its own key.
+    pub connector: TableConfig,
+    /// All but the connector.
+    pub records: TableRows,
+}
+
+/// What the rows of a table look like, and how long they are good.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TableRows {
+    /// The format of the files: just its name, or its name with options. By default `json`. A record that cannot be decoded fails the batch,
+    /// unless the format's `mode` is `permissive` or `dropmalformed`. A table of a database has none.
+    #[serde(default)]
+    pub format: Option<Format>,
+    /// The columns, as Spark DDL: `sensor_id STRING NOT NULL, plant STRING`. Others that the table has are not read.
+    pub schema: Ddl,
+    /// When the table is read anew: `every_batch`, as Spark does; by the first batch that begins a duration (`5 minutes`) after the last
+    /// reading; or `never` again after the start, for a table that does not change. Only with `never` does a batch that is run again surely
+    /// have the same rows, so the other two make the guarantee at least once where the sink writes what it is given.
+    #[serde(default)]
+    pub refresh: Refresh,
 }
 
 /// What is made of the records, and where it goes.
@@ -361,136 +400,16 @@ impl JsonSchema for Ddl {
     }
 }
 
-/// The keys of [`RecordSettings`].
-const RECORD_KEYS: [&str; 5] = ["format", "schema", "watermark", "deduplicate", "expectations"];
-
-/// All keys of a source: connectors, and what their records look like.
-const SOURCE_KEYS: &[&str] = &{
-    let mut keys = [""; SourceConfig::NAMES.len() + RECORD_KEYS.len()];
-    let mut i = 0;
-    while i < keys.len() {
-        let connectors = SourceConfig::NAMES.len();
-        keys[i] = if i < connectors { SourceConfig::NAMES[i] } else { RECORD_KEYS[i - connectors] };
-        i += 1;
-    }
-    keys
-};
-
-/// The connector's key stands beside the others. (serde's `flatten` would do it too, but it loses where everything stands.)
-impl<'de> Deserialize<'de> for SourceSettings {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = SourceSettings;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a source")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceSettings, A::Error> {
-                let mut connector = None;
-                let rest = WithoutConnector { map, connector: &mut connector };
-                let records = RecordSettings::deserialize(de::value::MapAccessDeserializer::new(rest))?;
-                let connector = connector.ok_or_else(|| de::Error::missing_field(SourceConfig::CHOICES))?;
-                Ok(SourceSettings { connector, records })
-            }
-        }
-
-        deserializer.deserialize_struct("Source", SOURCE_KEYS, Visitor)
-    }
+connector::beside! {
+    SourceSettings { connector: SourceConfig, records: RecordSettings },
+    keys: SOURCE_KEYS = ["format", "schema", "watermark", "deduplicate", "expectations"],
+    one: "a source", two: "two sources", description: "Where records come from, and what they look like."
 }
 
-/// The entries of a source but for its connector, which is put aside.
-struct WithoutConnector<'c, A> {
-    map: A,
-    connector: &'c mut Option<SourceConfig>,
-}
-
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for WithoutConnector<'_, A> {
-    type Error = A::Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
-        while let Some(key) = self.map.next_key::<String>()? {
-            if !SourceConfig::NAMES.contains(&key.as_str()) {
-                return seed.deserialize(key.into_deserializer()).map(Some);
-            }
-            let connector = SourceConfig::read(&key, EntryValue(&mut self.map))?;
-            if let Some(first) = self.connector.replace(connector) {
-                return Err(de::Error::custom(format!(
-                    "a source has one connector, and here are two: `{}` and `{key}`; make two sources of them",
-                    first.name()
-                )));
-            }
-        }
-        Ok(None)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
-        self.map.next_value_seed(seed)
-    }
-}
-
-/// The value of the entry whose key has just been read.
-struct EntryValue<'m, A>(&'m mut A);
-
-impl<'de, A: MapAccess<'de>> VariantAccess<'de> for EntryValue<'_, A> {
-    type Error = A::Error;
-
-    fn unit_variant(self) -> Result<(), A::Error> {
-        self.0.next_value()
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, A::Error> {
-        self.0.next_value_seed(seed)
-    }
-
-    fn tuple_variant<V: de::Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, A::Error> {
-        Err(de::Error::custom("a connector's settings are a mapping"))
-    }
-
-    fn struct_variant<V: de::Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, A::Error> {
-        Err(de::Error::custom("a connector's settings are a mapping"))
-    }
-}
-
-impl Serialize for SourceSettings {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Flat<'s> {
-            #[serde(flatten)]
-            connector: &'s SourceConfig,
-            #[serde(flatten)]
-            records: &'s RecordSettings,
-        }
-        Flat { connector: &self.connector, records: &self.records }.serialize(serializer)
-    }
-}
-
-impl JsonSchema for SourceSettings {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "SourceSettings".into()
-    }
-
-    /// The keys of the records, and exactly one of the connectors' keys.
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut schema = RecordSettings::json_schema(generator);
-        schema.insert("description".into(), "Where records come from, and what they look like.".into());
-        let connectors = SourceConfig::json_schema(generator);
-        let variants = connectors.get("oneOf").and_then(|v| v.as_array()).cloned().unwrap_or_default();
-        let one_of: Vec<_> = variants.iter().map(|v| serde_json::json!({ "required": v["required"] })).collect();
-        schema.insert("oneOf".into(), one_of.into());
-        if let Some(properties) = schema.get_mut("properties").and_then(|p| p.as_object_mut()) {
-            let own = std::mem::take(properties);
-            for variant in &variants {
-                for (name, settings) in variant["properties"].as_object().into_iter().flatten() {
-                    properties.insert(name.clone(), settings.clone());
-                }
-            }
-            properties.extend(own);
-        }
-        schema
-    }
+connector::beside! {
+    TableSettings { connector: TableConfig, records: TableRows },
+    keys: TABLE_KEYS = ["format", "schema", "refresh"],
+    one: "a table", two: "two tables", description: "A bounded table that queries join their sources with."
 }
 
 /// A job file that has been read: the settings, and the file for messages about it.

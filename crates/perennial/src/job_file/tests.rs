@@ -97,6 +97,55 @@ fn settings_of_watermarks_and_duplicates_arrive() {
 }
 
 #[test]
+fn tables_arrive() {
+    let tables = "tables:\n  plants:\n    files: { path: ./plants.csv }\n    format: csv\n    schema: id BIGINT, name STRING\n    \
+                  refresh: 5 minutes\n  rooms:\n    sqlite: { path: ./rooms.db, table: rooms }\n    schema: id BIGINT\nqueries:";
+    let job = read(&JOB.replacen("queries:", tables, 1)).unwrap();
+    let (plants, rooms) = (&job.tables["plants"], &job.tables["rooms"]);
+    assert_eq!((plants.connector.as_str(), rooms.connector.as_str()), ("files", "sqlite"));
+    assert!(matches!(plants.format, Format::Csv(_)));
+    assert_eq!(plants.refresh, Refresh::After(Duration::from_secs(300)));
+    assert_eq!(rooms.refresh, Refresh::EveryBatch);
+    assert_eq!(plants.schema.fields().len(), 2);
+    assert!(read(JOB).unwrap().tables.is_empty());
+}
+
+#[test]
+fn partitions_are_for_kafka_and_only_they_are_idle() {
+    check(
+        "delay: 10 minutes }",
+        "delay: 10 minutes, idle_after: 1 minute }",
+        &["9: sources.readings.watermark.idle_after: it is partitions that become idle (add `per_partition: true`, or leave it out)"],
+    );
+    check(
+        "delay: 10 minutes }",
+        "delay: 10 minutes, per_partition: true, idle_after: 1 minute }",
+        &["9: sources.readings.watermark.per_partition: a `simulate` source has no partitions (leave it out; it is for `kafka`)"],
+    );
+}
+
+#[test]
+fn wrong_tables_are_told_with_line_and_key() {
+    for (table, expected) in [
+        ("plants: { schema: id INT }", "13: tables.plants: missing one of `files` `sqlite` `postgres` ()"),
+        (
+            "plants: { files: { path: p }, sqlite: { path: p, table: t }, schema: id INT }",
+            "13: tables.plants: a table has one connector, and here are two: `files` and `sqlite`; make two tables of them ()",
+        ),
+        (
+            "plants: { sqlite: { path: p, table: t }, schema: id INT, format: csv }",
+            "13: tables.plants.format: a `sqlite` table has rows and no records in a format (leave it out)",
+        ),
+        ("plants: { files: { path: p }, schema: id INT, refresh: hourly }", "13: tables.plants.refresh: …"),
+        ("plants: { files: { path: p }, schema: id INT, watermark: 1 }", "13: tables.plants.watermark: unknown key `watermark`…"),
+        ("plants: { sqlite: { path: p, tabel: t }, schema: id INT }", "13: tables.plants.sqlite.tabel: unknown key `tabel` (did you mean `table`?…"),
+        ("readings: { files: { path: p }, schema: id INT }", "13: tables.readings: `readings` is a source, too…"),
+    ] {
+        check("queries:", &format!("tables:\n  {table}\nqueries:"), &[expected]);
+    }
+}
+
+#[test]
 fn the_job_itself_is_right() {
     let job = read(JOB).unwrap();
     assert_eq!((job.name.as_str(), job.version.as_str()), ("greenhouse", "1.0"));
@@ -483,11 +532,16 @@ fn the_schema_allows_what_the_parser_allows() {
     let text = schema.to_string();
     assert_eq!(schema["additionalProperties"], false, "unknown keys are refused by editors, too");
     assert_eq!(schema["required"], serde_json::json!(["sources", "queries"]));
-    let source = &schema["$defs"]["SourceSettings"];
-    for key in SOURCE_KEYS {
-        assert!(source["properties"].get(*key).is_some(), "{key}: {source}");
+    for (name, keys, connectors) in [
+        ("SourceSettings", SOURCE_KEYS, SourceConfig::NAMES),
+        ("TableSettings", TABLE_KEYS, TableConfig::NAMES),
+    ] {
+        let settings = &schema["$defs"][name];
+        for key in keys {
+            assert!(settings["properties"].get(*key).is_some(), "{key}: {settings}");
+        }
+        assert_eq!(settings["oneOf"].as_array().unwrap().len(), connectors.len());
     }
-    assert_eq!(source["oneOf"].as_array().unwrap().len(), SourceConfig::NAMES.len());
     assert!(text.contains(r#"{"const":"console""#), "a sink whose settings all have defaults is just its name");
     assert!(!text.contains("hunter2"));
     let attempts = &schema["$defs"]["RetryPolicy"]["properties"]["max_attempts"];

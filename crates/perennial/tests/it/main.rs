@@ -8,6 +8,8 @@ mod bad_kafka;
 mod checkpoint;
 mod cli;
 mod on_error;
+mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
 mod support;
+mod tables;

@@ -47,7 +47,7 @@ impl Listing {
             Some(("file", local)) => local,
             Some((scheme, _)) => {
                 return Err(invalid(format!(
-                    "`{scheme}` is not a local path; the files source reads local files only"
+                    "`{scheme}` is not a local path; `files` reads local files only"
                 )));
             }
             None => path,

@@ -257,6 +257,9 @@ fn describe(look: &Look, batch: u64) -> Result<(String, Value)> {
         text += &table(&header, &[columns.iter().map(|(_, n)| n.clone()).collect()]);
         json["counts"] = counts;
         json["input_watermarks_ms"] = json!(details.input_watermarks);
+        if !details.partitions.is_empty() {
+            json["partitions"] = json!(details.partitions);
+        }
         if let Some(state) = &details.state {
             describe_state(state, look, &mut text);
             json["state"] = serde_json::to_value(state).unwrap_or_default();

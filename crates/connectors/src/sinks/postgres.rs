@@ -713,6 +713,8 @@ mod tests {
     use super::super::testing::{
         all_kinds, batch, context, failing_stream, hanging_stream, numbered, rows_of, server, stream_of,
     };
+    use std::sync::Arc;
+
     use super::*;
     use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
     use perennial_core::ErrorKind;

@@ -119,7 +119,7 @@ async fn run(per_partition: bool, restarts: bool) -> Vec<(u64, String)> {
             match running.run_batch().await.unwrap() {
                 Step::Committed(report) => {
                     late += report.counts.late;
-                    watermark = report.next_watermark_ms / 60_000 % 1440;
+                    watermark = report.next_watermark_ms.unwrap_or_default() / 60_000 % 1440;
                 }
                 Step::Idle => break,
             }

@@ -126,6 +126,9 @@ pub trait Observer: Send + Sync {
 
     /// A query went into a state.
     fn state(&self, query: &str, state: QueryState);
+
+    /// A query found damage in its checkpoint and mended it, or goes on around it, without loss.
+    fn repaired(&self, _query: &str, _what: &str) {}
 }
 
 /// Tells several.
@@ -142,5 +145,9 @@ impl Observer for Observers {
 
     fn state(&self, query: &str, state: QueryState) {
         self.0.iter().for_each(|o| o.state(query, state.clone()));
+    }
+
+    fn repaired(&self, query: &str, what: &str) {
+        self.0.iter().for_each(|o| o.repaired(query, what));
     }
 }

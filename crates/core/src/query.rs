@@ -165,14 +165,20 @@ impl Query {
         // The newest batch of which everything is sound, its state included.
         let (recovery, base, state, restored) = loop {
             let recovery = recover(&found)?;
+            // An older batch than those that were looked at may be damaged, too.
             let base = match recovery.base() {
-                Some(last) => {
-                    let offsets = log.read_offsets(last).await?;
-                    belongs(spec, &offsets, &plan_digest)?;
-                    Some((last, offsets, log.read_commit(last).await?))
-                }
+                Some(last) => match log.read_batch(last).await? {
+                    Ok((offsets, commit)) => Some((last, offsets, commit)),
+                    Err(damage) => {
+                        found.damage.push(damage);
+                        continue;
+                    }
+                },
                 None => None,
             };
+            if let Some((_, offsets, _)) = &base {
+                belongs(spec, offsets, &plan_digest)?;
+            }
             let version = base.as_ref().and_then(|(_, _, commit)| commit.perennial.as_ref()?.state.as_ref());
             let plan = spec.plan.clone();
             let partition_of = move |state: usize, keys: &[arrow::array::ArrayRef], partitions: usize| {
@@ -195,14 +201,24 @@ impl Query {
                 (Err(error), _) => return Err(error.at("state")),
             }
         };
-        for repair in &restored.repairs {
-            tracing::warn!(query = %spec.name, "the state was restored exactly, around a damaged file: {repair}");
+        let around = |repair: &String| format!("the state was restored exactly, around a damaged file: {repair}");
+        let mut repairs: Vec<String> =
+            found.repairs.iter().cloned().chain(restored.repairs.iter().map(around)).collect();
+        let mut logged = VecDeque::new();
+        if let Recovery::RunAgain { from, last } = recovery {
+            for batch in from..=last {
+                let entry = log.read_offsets(batch).await?;
+                belongs(spec, &entry, &plan_digest)?;
+                logged.push_back((batch, entry));
+            }
+            if found.repeats_commits(recovery) {
+                repairs.push(may_repeat(&found, from, last, &guarantee)?);
+                log.set_commits_aside(found.commits.iter().copied().filter(|commit| *commit >= from)).await?;
+            }
         }
-        if let Recovery::RunAgain { from, last } = recovery
-            && found.repeats_commits(recovery)
-        {
-            may_repeat(&found, from, last, &guarantee)?;
-            log.set_commits_aside(found.commits.iter().copied().filter(|commit| *commit >= from)).await?;
+        for repair in repairs {
+            tracing::warn!(query = %spec.name, "the checkpoint was mended: {repair}");
+            job.observer.repaired(&spec.name, &repair);
         }
         let committed = recovery.base();
         let (mut ends, mut last_watermark_ms, mut last_timestamp_ms) = (vec![None; sources.len()], 0, 0);
@@ -226,14 +242,6 @@ impl Query {
                 open.source.newest(start.as_ref()).await.at(|| format!("source {}", open.name))
             });
             targets = Some(try_join_all(newest).await?);
-        }
-        let mut logged = VecDeque::new();
-        if let Recovery::RunAgain { from, last } = recovery {
-            for batch in from..=last {
-                let entry = log.read_offsets(batch).await?;
-                belongs(spec, &entry, &plan_digest)?;
-                logged.push_back((batch, entry));
-            }
         }
         let mut query = Self {
             env,
@@ -713,8 +721,8 @@ fn demand(job: &JobSpec, spec: &QuerySpec, sources: &[OpenSource], sink: &dyn Si
     Ok(computed)
 }
 
-/// Whether batches that were committed may run again, because what they left is damaged: only where that changes no result.
-fn may_repeat(found: &Found, from: BatchId, last: BatchId, guarantee: &Computed) -> Result<()> {
+/// Whether batches that were committed may run again, because what they left is damaged: only where that changes no result. Says why they do.
+fn may_repeat(found: &Found, from: BatchId, last: BatchId, guarantee: &Computed) -> Result<String> {
     let reasons: Vec<String> = match &found.damage[..] {
         [] => vec![format!("the commits of the batches {from} to {last} are missing")],
         damage => damage.iter().map(Damage::to_string).collect(),
@@ -729,10 +737,8 @@ fn may_repeat(found: &Found, from: BatchId, last: BatchId, guarantee: &Computed)
             ),
         ));
     }
-    tracing::warn!(
-        "{reasons}; batches {from} to {last} run again from their logged ranges, which restores exactly what was lost"
-    );
-    Ok(())
+    let batches = if from == last { format!("batch {from} runs") } else { format!("batches {from} to {last} run") };
+    Ok(format!("{reasons}; {batches} again from the logged range, which restores exactly what was lost"))
 }
 
 /// Refuses a checkpoint that this form of the query cannot continue.

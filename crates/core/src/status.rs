@@ -128,6 +128,8 @@ pub struct QueryStatus {
     pub warned: u64,
     /// Batches whose accounts did not add up. Anything but 0 is a bug.
     pub unaccounted_batches: u64,
+    /// Damage in the checkpoint that was mended without loss.
+    pub repairs: u64,
     /// Whole batches, from trigger to commit.
     pub batch_seconds: Histogram,
     /// The phases of batches, by name, in their order.
@@ -165,6 +167,7 @@ impl QueryStatus {
             bytes_read: 0,
             warned: 0,
             unaccounted_batches: 0,
+            repairs: 0,
             batch_seconds: Histogram::default(),
             phase_seconds: Vec::new(),
             watermark_ms: None,
@@ -448,6 +451,10 @@ impl Observer for StatusBoard {
             // Whatever the query said last, it works.
             query.enter(QueryState::Running, now);
         });
+    }
+
+    fn repaired(&self, query: &str, _: &str) {
+        self.update(|status| status.query(query).repairs += 1);
     }
 
     fn failed(&self, query: &str, _: Option<BatchId>, error: &Error, action: Action) {

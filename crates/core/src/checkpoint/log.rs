@@ -111,11 +111,13 @@ impl CheckpointLog {
     /// # Errors
     /// `CheckpointNewer` where a newer version wrote the last files.
     pub async fn find(&self) -> Result<Found> {
+        let (metadata, repair) = self.mend_metadata().await?;
         let mut found = Found {
-            metadata: self.read_metadata().await?.is_some(),
+            metadata: metadata.is_some(),
             offsets: self.numbers("offsets").await?,
             commits: self.numbers("commits").await?,
             damage: Vec::new(),
+            repairs: repair.into_iter().collect(),
         };
         let mut batches = found.offsets.clone();
         while let Some(batch) = batches.pop() {
@@ -137,6 +139,11 @@ impl CheckpointLog {
 
     /// The identity of the query, if it has one. There are two copies of it, and where one got lost the other one replaces it.
     pub async fn read_metadata(&self) -> Result<Option<Metadata>> {
+        Ok(self.mend_metadata().await?.0)
+    }
+
+    /// The identity, and what was mended.
+    async fn mend_metadata(&self) -> Result<(Option<Metadata>, Option<String>)> {
         let [main, copy] = self.metadata_paths();
         let parse = |path: &Path, text: Result<Option<String>>| {
             text.and_then(|text| text.map(|text| Metadata::decode(&text)).transpose()).at(|| path.to_string())
@@ -145,24 +152,23 @@ impl CheckpointLog {
         if let Err(error) = &found
             && error.kind() != ErrorKind::Corrupt
         {
-            return found;
+            return found.map(|metadata| (metadata, None));
         }
         let spare = unless_damaged(parse(&copy, self.read(&copy).await))?;
         match (found, spare) {
-            (Ok(Some(metadata)), Some(spare)) if metadata == spare => Ok(Some(metadata)),
+            (Ok(Some(metadata)), Some(spare)) if metadata == spare => Ok((Some(metadata), None)),
             (Ok(Some(metadata)), _) => {
                 // It was lost, or the process that made the other one did not get so far, or Spark made it.
                 self.env.storage.put(&copy, metadata.encode().into()).await?;
-                Ok(Some(metadata))
+                Ok((Some(metadata), None))
             }
             (found, Some(spare)) => {
                 let what = found.err().map_or_else(|| format!("{main} is missing"), |error| error.to_string());
-                tracing::warn!("{what}; it was restored from its copy {copy}");
                 self.set_aside(&main).await?;
                 self.env.storage.put(&main, spare.encode().into()).await?;
-                Ok(Some(spare))
+                Ok((Some(spare), Some(format!("{what}; it was restored from its copy {copy}"))))
             }
-            (found, None) => found,
+            (found, None) => found.map(|metadata| (metadata, None)),
         }
     }
 
@@ -234,6 +240,22 @@ impl CheckpointLog {
         let path = self.path("commits", batch);
         let text = self.read(&path).await?.ok_or_else(|| missing(&path))?;
         CommitEntry::decode(&text).at(|| path.to_string())
+    }
+
+    /// `offsets/N` and `commits/N`, or which of both is damaged.
+    pub async fn read_batch(&self, batch: BatchId) -> Result<Result<(OffsetEntry, CommitEntry), Damage>> {
+        let damage = |part, error: Error| match error.kind() {
+            ErrorKind::Corrupt => Ok(Err(Damage { part, batch, why: error.to_string() })),
+            _ => Err(error),
+        };
+        let offsets = match self.read_offsets(batch).await {
+            Ok(entry) => entry,
+            Err(error) => return damage(Part::Offsets, error),
+        };
+        match self.read_commit(batch).await {
+            Ok(commit) => Ok(Ok((offsets, commit))),
+            Err(error) => damage(Part::Commit, error),
+        }
     }
 
     /// Commits batch N. Durable when it returns.

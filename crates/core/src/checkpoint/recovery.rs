@@ -16,6 +16,8 @@ pub struct Found {
     pub commits: Vec<BatchId>,
     /// What cannot be used. Only what was looked at is known.
     pub damage: Vec<Damage>,
+    /// What was mended on the way.
+    pub repairs: Vec<String>,
 }
 
 /// Part of a batch in the checkpoint.
@@ -149,7 +151,7 @@ mod tests {
 
     fn logs(bits: u32) -> Found {
         let set = |shift: u32| (0..4).filter(|n| bits >> (shift + n) & 1 == 1).map(u64::from).collect::<Vec<_>>();
-        Found { metadata: true, offsets: set(0), commits: set(4), damage: Vec::new() }
+        Found { metadata: true, offsets: set(0), commits: set(4), ..Default::default() }
     }
 
     #[test]
@@ -194,6 +196,7 @@ mod tests {
                         offsets: (first..first + 4).collect(),
                         commits: (first..first + committed).collect(),
                         damage: damage.collect(),
+                        repairs: Vec::new(),
                     };
                     let broken = |part: usize, batch: u64| bits >> (part as u64 * 4 + batch - first) & 1 == 1;
                     let sound = |batch: u64| (0..3).all(|part| !broken(part, batch));
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_a_crash_leaves_repeats_no_commit() {
-        let crash = Found { metadata: true, offsets: vec![0, 1], commits: vec![0], damage: Vec::new() };
+        let crash = Found { metadata: true, offsets: vec![0, 1], commits: vec![0], ..Default::default() };
         assert!(!crash.repeats_commits(recover(&crash).unwrap()));
         let lost = Damage { part: Part::Commit, batch: 1, why: "commits/1 is damaged".into() };
         let torn = Found { commits: vec![0, 1], damage: vec![lost], ..crash.clone() };
@@ -238,7 +241,7 @@ mod tests {
 
     #[test]
     fn logs_without_an_identity_are_refused() {
-        let found = Found { metadata: false, offsets: vec![0], commits: vec![0], damage: Vec::new() };
+        let found = Found { metadata: false, offsets: vec![0], commits: vec![0], ..Default::default() };
         assert!(recover(&found).unwrap_err().to_string().contains("metadata"));
     }
 }

@@ -110,6 +110,7 @@ impl Survey {
             commits: look.commits.keys().copied().collect(),
             // A missing file is no damage but a gap, which recovery sees by itself.
             damage: self.batches().into_iter().flat_map(|batch| batch.problems).filter(|d| self.is_there(d)).collect(),
+            repairs: Vec::new(),
         }
     }
 

@@ -188,6 +188,8 @@ fn queries(out: &mut Exposition, status: &Status) {
     each(out, status, ("perennial_retries_total", "counter", help), |q| Some(q.retries));
     let help = "Batches whose counts did not add up. Anything but 0 is a bug.";
     each(out, status, ("perennial_unaccounted_batches_total", "counter", help), |q| Some(q.unaccounted_batches));
+    let help = "Damaged parts of the checkpoint that were mended without loss.";
+    each(out, status, ("perennial_checkpoint_repairs_total", "counter", help), |q| Some(q.repairs));
 
     by_class(out, status, ("perennial_errors_total", "Errors by class."), |q| &q.errors);
     by_class(out, status, ("perennial_dead_letters_total", "Dead-lettered records by class."), |q| &q.dead_letters);

@@ -191,6 +191,20 @@ async fn every_row_of_a_join_is_accounted_for() {
 }
 
 #[tokio::test]
+async fn keys_that_are_null_have_no_match() {
+    for on in ["l.k = r.k", "upper(l.k) = upper(r.k)", "CAST(l.k AS STRING) = nullif(r.k, 'k5')"] {
+        let sql = format!("SELECT l.v AS a, r.v AS b FROM l JOIN r ON {on}");
+        let sources = [source("l", None), source("r", None)];
+        let mut running = Loop::new(plan_of(&sql, &sources, OutputMode::Append).await.unwrap());
+        let rows = vec![json!({"v": 1}), event(3, 0, 3), event(5, 0, 5)];
+        let ran = feed(&mut running, &BTreeMap::from([("l", rows.clone()), ("r", rows)])).await;
+        let expected = if on.contains("nullif") { vec![3] } else { vec![3, 5] };
+        let expected: Vec<Value> = expected.into_iter().map(|v| json!({"a": v, "b": v})).collect();
+        assert!(same_rows(&output(&ran), &expected, false), "{on}: {:?}", output(&ran));
+    }
+}
+
+#[tokio::test]
 async fn one_key_with_many_matches_comes_out_in_pieces() {
     let sql = "SELECT l.v AS a, r.v AS b FROM l JOIN r ON l.k = r.k";
     let mut running =

@@ -296,7 +296,6 @@ async fn wrong_sql_is_answered_with_condition_position_and_names() {
         ("SELECT user v FROM events WHERE )", &["PARSE_SYNTAX_ERROR", "Line: 1"]),
         ("SELECT user, count(*) AS n, v FROM events GROUP BY user", &["MISSING_AGGREGATION", "events.v"]),
         ("INSERT INTO x VALUES (1)", &["SELECT statement"]),
-        ("SELECT 1 AS one", &["reads no source"]),
         ("SELECT true + v AS x FROM events", &["DATATYPE_MISMATCH"]),
     ] {
         let error = refusal(sql, OutputMode::Update).await;
@@ -325,11 +324,12 @@ async fn what_cannot_run_is_refused_with_what_to_do() {
         ),
         (
             "SELECT user, count(*) AS n FROM events GROUP BY user, session_window(ts, '5 minutes')",
-            OutputMode::Append,
-            class::STATE_UNSUPPORTED,
+            OutputMode::Update,
+            class::UNSUPPORTED_OPERATION,
             "session",
         ),
-        ("SELECT user FROM events LIMIT 3", OutputMode::Append, class::STATE_UNSUPPORTED, "LIMIT"),
+        ("SELECT user FROM events LIMIT 3", OutputMode::Update, class::UNSUPPORTED_OPERATION, "LIMIT"),
+        ("SELECT 1 AS one", OutputMode::Append, class::UNSUPPORTED_OPERATION, "reads no stream"),
         (
             "SELECT count(*) AS n FROM events GROUP BY window(ts, '1 month')",
             OutputMode::Update,

@@ -363,11 +363,15 @@ pub(crate) fn nulls_never_match(join: &Join) -> [Vec<Expr>; 2] {
     }
     let condition = Condition::of(join);
     let mut needed = Vec::new();
-    for (left, right) in condition.keys.iter().filter(|_| join.null_equality == NullEquality::NullEqualsNothing) {
-        never_null(left, &mut needed);
-        never_null(right, &mut needed);
+    let equal_nulls = join.null_equality == NullEquality::NullEqualsNull;
+    for key in condition.keys.iter().filter(|_| !equal_nulls).flat_map(|(left, right)| [left, right]) {
+        if !never_null(key, &mut needed) {
+            needed.push(key.clone());
+        }
     }
-    condition.rest.iter().filter(|expr| is_comparison(expr)).for_each(|expr| never_null(expr, &mut needed));
+    for comparison in condition.rest.iter().filter(|expr| is_comparison(expr)) {
+        never_null(comparison, &mut needed);
+    }
     let of_side = |side: usize, plan: &LogicalPlan| {
         needed.iter().filter(|expr| filtered[side] && reads(expr, plan.schema())).cloned().collect()
     };
@@ -379,29 +383,34 @@ fn is_comparison(expr: &Expr) -> bool {
     matches!(expr, Expr::BinaryExpr(BinaryExpr { op: Eq | NotEq | Lt | LtEq | Gt | GtEq, .. }))
 }
 
-/// Functions that are NULL when one of their arguments is: arithmetic and casts.
-const NULL_OF_NULL: &[&str] = &[
-    "add", "subtract", "multiply", "divide", "div", "remainder", "pmod", "negative", "cast", "try_cast", "grouping_key",
-];
+/// Functions that are NULL exactly when one of their arguments is: arithmetic and casts.
+const NULL_OF_NULL: &[&str] =
+    &["add", "subtract", "multiply", "divide", "div", "remainder", "pmod", "negative", "cast", "grouping_key"];
 
-/// The columns that make an expression NULL when they are.
-fn never_null(expr: &Expr, found: &mut Vec<Expr>) {
+/// Finds columns that make an expression NULL when they are. Says whether they are all that can.
+fn never_null(expr: &Expr, found: &mut Vec<Expr>) -> bool {
     match expr {
-        Expr::Column(_) if !found.contains(expr) => found.push(expr.clone()),
+        Expr::Column(_) => {
+            if !found.contains(expr) {
+                found.push(expr.clone());
+            }
+            true
+        }
+        Expr::Literal(value, _) => !value.is_null(),
         Expr::Alias(alias) => never_null(&alias.expr, found),
         Expr::Negative(inner) | Expr::Not(inner) => never_null(inner, found),
         Expr::Cast(cast) => never_null(&cast.expr, found),
         Expr::ScalarFunction(call) if NULL_OF_NULL.contains(&call.func.name()) => {
-            call.args.iter().for_each(|arg| never_null(arg, found));
+            call.args.iter().fold(true, |all, arg| never_null(arg, found) && all)
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right })
             if is_comparison(expr)
                 || matches!(op, Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide) =>
         {
-            never_null(left, found);
-            never_null(right, found);
+            let left = never_null(left, found);
+            never_null(right, found) && left
         }
-        _ => {}
+        _ => false,
     }
 }
 

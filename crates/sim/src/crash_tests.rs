@@ -16,8 +16,8 @@ use perennial_core::guarantee::Guarantee;
 use perennial_core::job::{JobSpec, QuerySpec, SourceSpec, Trigger};
 use perennial_core::policy::Action;
 use perennial_core::progress::{BatchReport, Observer, QueryState};
-use perennial_core::sink::{BatchId, OutputMode};
 use perennial_core::query::{Query, Step};
+use perennial_core::sink::{BatchId, OutputMode};
 use perennial_core::supervisor;
 use tokio_util::sync::CancellationToken;
 

@@ -21,9 +21,9 @@ mod session;
 mod zone;
 
 #[cfg(test)]
-mod language_tests;
-#[cfg(test)]
 mod join_tests;
+#[cfg(test)]
+mod language_tests;
 #[cfg(test)]
 mod query_tests;
 #[cfg(test)]

@@ -333,7 +333,8 @@ fn stream_join(
     let [left, right] = inputs else { return internal_err!("a join of streams has two inputs") };
     let side = |number: usize| -> DfResult<JoinSide> {
         let (side, input) = (&node.sides[number], &inputs[number]);
-        let filter = side.filter.as_ref().map(|filter| physical_expr(filter, node.inputs[number].schema())).transpose()?;
+        let filter =
+            side.filter.as_ref().map(|filter| physical_expr(filter, node.inputs[number].schema())).transpose()?;
         let expiry = side.expiry.map(|expiry| expiry.column);
         Ok(JoinSide {
             layout: Layout::new(input.schema(), &side.keys, expiry, preserves(node.join_type, number)),

@@ -373,9 +373,7 @@ fn read_units(units: &[Unit], schema: &SchemaRef, output: &Output) -> Result<()>
 fn io_error(action: &str, path: &Path, error: io::Error) -> Error {
     let shown = path.display();
     let (class, message) = match error.kind() {
-        io::ErrorKind::NotFound => {
-            (class::STORAGE_NOT_FOUND, format!("{shown} does not exist: check the path"))
-        }
+        io::ErrorKind::NotFound => (class::STORAGE_NOT_FOUND, format!("{shown} does not exist: check the path")),
         io::ErrorKind::PermissionDenied => (
             class::STORAGE_PERMISSION_DENIED,
             format!("user {} may not {action} {shown}: grant the right to read it", user()),

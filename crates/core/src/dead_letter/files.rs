@@ -395,6 +395,10 @@ mod tests {
         assert_eq!(letters.stats().await.unwrap().total_entries, 2);
         assert_eq!(letters.records(&left[0]).await.unwrap().len(), 1);
         let objects: Vec<_> = store.list(None).map_ok(|object| object.location).try_collect().await.unwrap();
-        assert_eq!(objects.len(), 2 + 2 + 1, "two files, the records of two entries, and what is not ours: {objects:?}");
+        assert_eq!(
+            objects.len(),
+            2 + 2 + 1,
+            "two files, the records of two entries, and what is not ours: {objects:?}"
+        );
     }
 }

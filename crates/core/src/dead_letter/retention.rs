@@ -50,7 +50,9 @@ mod tests {
             assert_eq!(is_expired(&name, now, month), expired, "at {now}");
         }
         assert!(!is_expired(&name, i64::MAX, Duration::MAX), "for ever");
-        for other in ["failed_batches_2025112.json", "failed_batches_20251321.json", "failed_batches_20251121.json.gz", "x"] {
+        for other in
+            ["failed_batches_2025112.json", "failed_batches_20251321.json", "failed_batches_20251121.json.gz", "x"]
+        {
             assert!(!is_daily_file(other) && !is_expired(other, i64::MAX, Duration::ZERO), "{other}");
         }
     }

@@ -79,7 +79,10 @@ fn check(part: &str, replacement: &str, expected: &[&str]) {
 #[test]
 fn settings_of_watermarks_and_duplicates_arrive() {
     let text = JOB
-        .replace("    expectations:", "    deduplicate: { columns: [sensor_id], within_watermark: true }\n    expectations:")
+        .replace(
+            "    expectations:",
+            "    deduplicate: { columns: [sensor_id], within_watermark: true }\n    expectations:",
+        )
         .replace(
             "output_mode: append",
             "watermark_policy: max\n    watermark_after_restart: spark\n    no_data_batches: false",
@@ -115,12 +118,16 @@ fn partitions_are_for_kafka_and_only_they_are_idle() {
     check(
         "delay: 10 minutes }",
         "delay: 10 minutes, idle_after: 1 minute }",
-        &["9: sources.readings.watermark.idle_after: it is partitions that become idle (add `per_partition: true`, or leave it out)"],
+        &[
+            "9: sources.readings.watermark.idle_after: it is partitions that become idle (add `per_partition: true`, or leave it out)",
+        ],
     );
     check(
         "delay: 10 minutes }",
         "delay: 10 minutes, per_partition: true, idle_after: 1 minute }",
-        &["9: sources.readings.watermark.per_partition: a `simulate` source has no partitions (leave it out; it is for `kafka`)"],
+        &[
+            "9: sources.readings.watermark.per_partition: a `simulate` source has no partitions (leave it out; it is for `kafka`)",
+        ],
     );
 }
 
@@ -137,8 +144,14 @@ fn wrong_tables_are_told_with_line_and_key() {
             "13: tables.plants.format: a `sqlite` table has rows and no records in a format (leave it out)",
         ),
         ("plants: { files: { path: p }, schema: id INT, refresh: hourly }", "13: tables.plants.refresh: …"),
-        ("plants: { files: { path: p }, schema: id INT, watermark: 1 }", "13: tables.plants.watermark: unknown key `watermark`…"),
-        ("plants: { sqlite: { path: p, tabel: t }, schema: id INT }", "13: tables.plants.sqlite.tabel: unknown key `tabel` (did you mean `table`?…"),
+        (
+            "plants: { files: { path: p }, schema: id INT, watermark: 1 }",
+            "13: tables.plants.watermark: unknown key `watermark`…",
+        ),
+        (
+            "plants: { sqlite: { path: p, tabel: t }, schema: id INT }",
+            "13: tables.plants.sqlite.tabel: unknown key `tabel` (did you mean `table`?…",
+        ),
         ("readings: { files: { path: p }, schema: id INT }", "13: tables.readings: `readings` is a source, too…"),
     ] {
         check("queries:", &format!("tables:\n  {table}\nqueries:"), &[expected]);
@@ -295,7 +308,9 @@ fn wrong_values_are_told_with_line_key_and_what_is_expected() {
         (
             "    expectations:",
             "    deduplicate: { columns: [sensor, event_time] }\n    expectations:",
-            &["10: sources.readings.deduplicate.columns: the schema has no column `sensor` (did you mean `sensor_id`? …"],
+            &[
+                "10: sources.readings.deduplicate.columns: the schema has no column `sensor` (did you mean `sensor_id`? …",
+            ],
         ),
         (
             "    expectations:",
@@ -305,7 +320,9 @@ fn wrong_values_are_told_with_line_key_and_what_is_expected() {
         (
             "    watermark: { column: event_time, delay: 10 minutes }",
             "    deduplicate: { columns: [sensor_id], within_watermark: true }",
-            &["9: sources.readings.deduplicate: without a watermark nothing is within it (give the source a `watermark`)"],
+            &[
+                "9: sources.readings.deduplicate: without a watermark nothing is within it (give the source a `watermark`)",
+            ],
         ),
         (
             "output_mode: append",
@@ -532,10 +549,9 @@ fn the_schema_allows_what_the_parser_allows() {
     let text = schema.to_string();
     assert_eq!(schema["additionalProperties"], false, "unknown keys are refused by editors, too");
     assert_eq!(schema["required"], serde_json::json!(["sources", "queries"]));
-    for (name, keys, connectors) in [
-        ("SourceSettings", SOURCE_KEYS, SourceConfig::NAMES),
-        ("TableSettings", TABLE_KEYS, TableConfig::NAMES),
-    ] {
+    for (name, keys, connectors) in
+        [("SourceSettings", SOURCE_KEYS, SourceConfig::NAMES), ("TableSettings", TABLE_KEYS, TableConfig::NAMES)]
+    {
         let settings = &schema["$defs"][name];
         for key in keys {
             assert!(settings["properties"].get(*key).is_some(), "{key}: {settings}");

@@ -147,10 +147,11 @@ impl VisitorMut for Declarations<'_> {
     type Break = DataFusionError;
 
     fn pre_visit_query(&mut self, query: &mut Query) -> Flow {
-                for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
+        for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
             self.names.add_table(&cte.alias.name.value);
             cte.alias.columns.iter().for_each(|column| self.names.add(&column.name.value));
-            let columns = WINDOWS.iter().filter(|column| self.names.projects(&cte.query.body, column)).copied().collect();
+            let columns =
+                WINDOWS.iter().filter(|column| self.names.projects(&cte.query.body, column)).copied().collect();
             self.names.window_columns.insert(cte.alias.name.value.to_lowercase(), columns);
             if self.names.reads_stream(&cte.query) {
                 self.names.streams.insert(cte.alias.name.value.to_lowercase());
@@ -215,7 +216,9 @@ impl Names {
         if is_refused {
             return Err(refused(
                 "_LEGACY_ERROR_TEMP_3102",
-                format!("{op} with a stream is not supported: it would need all rows that ever came; use WHERE or a JOIN"),
+                format!(
+                    "{op} with a stream is not supported: it would need all rows that ever came; use WHERE or a JOIN"
+                ),
             ));
         }
         let all = matches!(set_quantifier, SetQuantifier::All | SetQuantifier::AllByName);
@@ -359,7 +362,10 @@ impl Names {
     /// Whether what a `SELECT` reads has a column of this name, one of [`WINDOWS`], as far as the text shows.
     fn has_column(&self, select: &Select, column: &str) -> bool {
         let joined = |from: &TableWithJoins| {
-            std::iter::once(&from.relation).chain(from.joins.iter().map(|join| &join.relation)).cloned().collect::<Vec<_>>()
+            std::iter::once(&from.relation)
+                .chain(from.joins.iter().map(|join| &join.relation))
+                .cloned()
+                .collect::<Vec<_>>()
         };
         select.from.iter().flat_map(joined).any(|table| match table {
             TableFactor::Table { name, .. } => {
@@ -375,7 +381,9 @@ impl Names {
     fn projects(&self, body: &SetExpr, column: &str) -> bool {
         match body {
             SetExpr::Select(select) => select.projection.iter().any(|item| match item {
-                SelectItem::UnnamedExpr(expr) => is_call_of(expr, column) || last_name(expr).is_some_and(|n| n == column),
+                SelectItem::UnnamedExpr(expr) => {
+                    is_call_of(expr, column) || last_name(expr).is_some_and(|n| n == column)
+                }
                 SelectItem::ExprWithAlias { alias, .. } => alias.value.eq_ignore_ascii_case(column),
                 SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..) => self.has_column(select, column),
                 SelectItem::ExprWithAliases { .. } => false,

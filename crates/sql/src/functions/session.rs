@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::types::{IntervalMonthDayNanoType, TimestampMicrosecondType};
 use datafusion::arrow::array::timezone::Tz;
+use datafusion::arrow::array::types::{IntervalMonthDayNanoType, TimestampMicrosecondType};
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, StructArray, TimestampMicrosecondArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano, IntervalUnit, TimeUnit};

@@ -226,16 +226,17 @@ fn duration(expr: &Expr) -> Result<i64> {
         Expr::Negative(inner) => Ok(-duration(inner)?),
         other => Err(refused(
             "_LEGACY_ERROR_TEMP_1207",
-            format!("size, slide and start of window() must be text such as '10 minutes' or a number of microseconds, not {other}"),
+            format!(
+                "size, slide and start of window() must be text such as '10 minutes' or a number of microseconds, not {other}"
+            ),
         )),
     }
 }
 
 /// Spark's interval text in microseconds, without months and years.
 pub(crate) fn parse_interval(text: &str) -> Result<i64, DataFusionError> {
-    let cannot_parse = || {
-        refused("CANNOT_PARSE_INTERVAL", format!("`{text}` is not an interval: write for example '10 minutes'"))
-    };
+    let cannot_parse =
+        || refused("CANNOT_PARSE_INTERVAL", format!("`{text}` is not an interval: write for example '10 minutes'"));
     let interval = calendar_interval(text)?.ok_or_else(cannot_parse)?;
     if interval.months != 0 {
         return Err(refused(
@@ -323,7 +324,18 @@ mod tests {
         ] {
             assert_eq!(parse_interval(text).unwrap(), micros, "{text}");
         }
-        for wrong in ["", "5", "minutes", "5 parsecs", "1 month", "x minutes", "1.5 hours", "5minutes", ". seconds", "interval5 days"] {
+        for wrong in [
+            "",
+            "5",
+            "minutes",
+            "5 parsecs",
+            "1 month",
+            "x minutes",
+            "1.5 hours",
+            "5minutes",
+            ". seconds",
+            "interval5 days",
+        ] {
             assert!(parse_interval(wrong).is_err(), "{wrong}");
         }
     }

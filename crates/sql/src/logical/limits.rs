@@ -39,9 +39,10 @@ pub(crate) fn over_streams(
             // Nothing is read then: no row has to be counted, and none moves a watermark.
             return Ok(Transformed::yes(LogicalPlan::Filter(Filter::try_new(lit(false), input.clone())?)));
         }
-        Ok(Transformed::yes(smaller(input, limit).unwrap_or_else(|| {
-            extension(StatefulLimit { input: input.as_ref().clone(), limit, place: None })
-        })))
+        Ok(Transformed::yes(
+            smaller(input, limit)
+                .unwrap_or_else(|| extension(StatefulLimit { input: input.as_ref().clone(), limit, place: None })),
+        ))
     })
     .map(|transformed| transformed.data)
 }
@@ -71,7 +72,9 @@ pub(crate) fn except_tables(plan: LogicalPlan) -> Result<LogicalPlan> {
             return Ok(Transformed::no(node));
         }
         let join = Join { left: rows.clone(), ..join.clone() };
-        Ok::<_, DataFusionError>(Transformed::yes(LogicalPlan::Distinct(Distinct::All(Arc::new(LogicalPlan::Join(join))))))
+        Ok::<_, DataFusionError>(Transformed::yes(LogicalPlan::Distinct(Distinct::All(Arc::new(LogicalPlan::Join(
+            join,
+        ))))))
     })
     .map(|transformed| transformed.data)
 }

@@ -5,7 +5,9 @@ use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Aggregate, Expr, Join, LogicalPlan};
 
 use super::join::StreamJoin;
-use super::nodes::{AssignWindows, Deduplicate, SessionAggregate, StatefulAggregate, StatefulLimit, Watermark, node_of};
+use super::nodes::{
+    AssignWindows, Deduplicate, SessionAggregate, StatefulAggregate, StatefulLimit, Watermark, node_of,
+};
 use crate::functions::session::{SESSION_BETWEEN, SESSION_END, WINDOW_BETWEEN, WINDOW_END};
 use crate::functions::window::{WINDOW_OF, WINDOW_TIME};
 
@@ -128,9 +130,7 @@ pub(crate) fn aggregate_keys(plan: &LogicalPlan, index: usize) -> Vec<usize> {
 fn expression_keys(expr: &Expr, input: &LogicalPlan) -> Vec<usize> {
     match expr {
         Expr::Alias(alias) => expression_keys(&alias.expr, input),
-        Expr::Column(column) => {
-            index_of(input, column).map(|index| aggregate_keys(input, index)).unwrap_or_default()
-        }
+        Expr::Column(column) => index_of(input, column).map(|index| aggregate_keys(input, index)).unwrap_or_default(),
         Expr::ScalarFunction(ScalarFunction { func, args }) => match (func.name(), args.as_slice()) {
             (WINDOW_OF, [start, ..]) => expression_keys(start, input),
             (SESSION_BETWEEN | WINDOW_BETWEEN, edges) => {

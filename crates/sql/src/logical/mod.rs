@@ -3,8 +3,8 @@
 pub(crate) mod analyse;
 pub(crate) mod check;
 pub(crate) mod inputs;
-pub(crate) mod limits;
 pub(crate) mod join;
+pub(crate) mod limits;
 pub(crate) mod lineage;
 pub(crate) mod nodes;
 pub(crate) mod not_null;

@@ -19,7 +19,9 @@ use crate::SourceTable;
 use crate::error::{refused, unsupported};
 use crate::functions::cast::cast_to;
 use crate::functions::keys::GroupingKey;
-use crate::functions::session::{SESSION_BETWEEN, SESSION_WINDOW, SessionEnd, WindowBetween, WindowEnd, check_gap, is_never};
+use crate::functions::session::{
+    SESSION_BETWEEN, SESSION_WINDOW, SessionEnd, WindowBetween, WindowEnd, check_gap, is_never,
+};
 use crate::functions::window::{WINDOW, WindowOf, WindowSpec, WindowTime, time_type};
 
 /// Puts a [`Watermark`] above every source that has one, and a [`Deduplicate`] above that.
@@ -146,9 +148,7 @@ fn assign(input: &Arc<LogicalPlan>, exprs: &[&Expr]) -> Result<Option<Assigned>>
     }
     // A window as the time means the window's last moment.
     let time = match time.get_type(input.schema())? {
-        DataType::Struct(_) => {
-            Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(WindowTime::udf()), vec![time]))
-        }
+        DataType::Struct(_) => Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(WindowTime::udf()), vec![time])),
         DataType::Timestamp(..) => time,
         other => cast_to(time, &other, &time_type(&call.get_type(input.schema())?)?, false)?,
     };
@@ -193,11 +193,7 @@ fn replace(expr: Expr, assigned: &Assigned) -> Result<Expr> {
     let name = expr.schema_name().to_string();
     let replaced = expr
         .transform_up(|inner| {
-            Ok(if inner == assigned.call {
-                Transformed::yes(assigned.window.clone())
-            } else {
-                Transformed::no(inner)
-            })
+            Ok(if inner == assigned.call { Transformed::yes(assigned.window.clone()) } else { Transformed::no(inner) })
         })?
         .data;
     // The column keeps its name for those above.
@@ -247,7 +243,8 @@ fn expand_aggregate(aggregate: Aggregate) -> Result<Transformed<LogicalPlan>> {
     let input = assigned.as_ref().map_or(input, |assigned| Arc::new(assigned.input.clone()));
 
     let mut changed = assigned.is_some();
-    let mut keys = Keys { assigned: assigned.as_ref(), input: &input, exprs: Vec::new(), of: Vec::new(), session: None };
+    let mut keys =
+        Keys { assigned: assigned.as_ref(), input: &input, exprs: Vec::new(), of: Vec::new(), session: None };
     let group_expr = match group_expr.as_slice() {
         [Expr::GroupingSet(set)] => vec![Expr::GroupingSet(keys.grouping_set(set, &group_exprs(&aggregate))?)],
         _ => {
@@ -279,10 +276,10 @@ fn expand_aggregate(aggregate: Aggregate) -> Result<Transformed<LogicalPlan>> {
             let value = match of.get(index) {
                 Some(Key::Plain(at)) => after[*at].clone(),
                 Some(Key::WindowOf(at, size)) => WindowOf::call(after[*at].clone(), *size),
-                Some(Key::Between(start, end)) => WindowBetween::call(after[*start].clone(), after[*end].clone(), false),
-                Some(Key::Session) => {
-                    WindowBetween::call(after[last_key - 1].clone(), after[last_key].clone(), true)
+                Some(Key::Between(start, end)) => {
+                    WindowBetween::call(after[*start].clone(), after[*end].clone(), false)
                 }
+                Some(Key::Session) => WindowBetween::call(after[last_key - 1].clone(), after[last_key].clone(), true),
                 None => after[index + added].clone(),
             };
             named_as(value, &before, index)

@@ -158,11 +158,9 @@ pub(crate) fn reads_stream(plan: &LogicalPlan) -> Result<bool> {
 fn event_key(aggregate: &Aggregate, sessions: bool) -> Option<EventKey> {
     let keys = group_exprs(aggregate);
     let first = if sessions { keys.len().saturating_sub(1) } else { 0 };
-    keys.iter().enumerate().skip(first).find_map(|(key, expr)| {
-        match expression_event_time(expr, &aggregate.input)? {
-            EventTime::At | EventTime::End => Some(EventKey { key, span: 0 }),
-            EventTime::Start(span) => Some(EventKey { key, span }),
-            EventTime::Window => None,
-        }
+    keys.iter().enumerate().skip(first).find_map(|(key, expr)| match expression_event_time(expr, &aggregate.input)? {
+        EventTime::At | EventTime::End => Some(EventKey { key, span: 0 }),
+        EventTime::Start(span) => Some(EventKey { key, span }),
+        EventTime::Window => None,
     })
 }

@@ -104,7 +104,9 @@ impl Loop {
             for partition in &self.state[operator] {
                 for rows in partition.lock().unwrap().scan().unwrap() {
                     let keys = &rows.columns()[..spec.keys];
-                    for (row, to) in self.plan.partition_of(operator, keys, fresh[operator].len()).unwrap().iter().enumerate() {
+                    for (row, to) in
+                        self.plan.partition_of(operator, keys, fresh[operator].len()).unwrap().iter().enumerate()
+                    {
                         fresh[operator][*to as usize].lock().unwrap().put(&rows.slice(row, 1)).unwrap();
                     }
                 }

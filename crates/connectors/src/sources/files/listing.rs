@@ -46,9 +46,7 @@ impl Listing {
         let local = match path.split_once("://") {
             Some(("file", local)) => local,
             Some((scheme, _)) => {
-                return Err(invalid(format!(
-                    "`{scheme}` is not a local path; `files` reads local files only"
-                )));
+                return Err(invalid(format!("`{scheme}` is not a local path; `files` reads local files only")));
             }
             None => path,
         };

@@ -52,7 +52,7 @@ pub(crate) fn stateful(plan: &Arc<dyn ExecutionPlan>) -> Option<&dyn Stateful> {
 }
 
 /// The stateful operators of a plan, from the sink towards the sources.
-pub(crate) fn operators<'a>(plan: &'a Arc<dyn ExecutionPlan>) -> Vec<&'a dyn Stateful> {
+pub(crate) fn operators(plan: &Arc<dyn ExecutionPlan>) -> Vec<&dyn Stateful> {
     fn collect<'a>(plan: &'a Arc<dyn ExecutionPlan>, found: &mut Vec<&'a dyn Stateful>) {
         found.extend(stateful(plan));
         plan.children().into_iter().for_each(|child| collect(child, found));

@@ -235,7 +235,7 @@ fn element_at(call: &Call<'_>, lenient: bool) -> Result<ArrayRef> {
             let wanted = call.array(1)?;
             let converter = RowConverter::new(vec![SortField::new(map.keys().data_type().clone())])?;
             let keys = converter.convert_columns(&[map.keys().clone()])?;
-            let wanted_rows = converter.convert_columns(&[wanted.clone()])?;
+            let wanted_rows = converter.convert_columns(std::slice::from_ref(&wanted))?;
             let offsets = map.value_offsets();
             let positions: UInt32Array = (0..map.len())
                 .map(|row| {
@@ -353,7 +353,7 @@ pub(crate) fn build_map(
     let longest = lengths.iter().copied().max().unwrap_or(0);
     if longest > 1 {
         let converter = RowConverter::new(vec![SortField::new(keys.data_type().clone())])?;
-        let rows = converter.convert_columns(&[keys.clone()])?;
+        let rows = converter.convert_columns(std::slice::from_ref(keys))?;
         let mut start = 0;
         for length in lengths {
             let mut seen = std::collections::HashSet::with_capacity(*length);

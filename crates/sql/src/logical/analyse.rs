@@ -161,8 +161,9 @@ impl Analysis<'_> {
         cast_to(expr, &from, to, false)
     }
 
-    fn boxed(&self, expr: Box<Expr>, to: &DataType) -> Result<Box<Expr>> {
-        Ok(Box::new(self.cast(*expr, to)?))
+    fn boxed(&self, mut expr: Box<Expr>, to: &DataType) -> Result<Box<Expr>> {
+        *expr = self.cast(std::mem::take(&mut *expr), to)?;
+        Ok(expr)
     }
 
     /// An expression whose children have Spark's types.

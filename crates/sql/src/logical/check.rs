@@ -97,13 +97,11 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                     ));
                 }
             }
-            LogicalPlan::Sort(sort) => {
-                if mode != OutputMode::Complete || !aggregates_stream(&sort.input)? {
-                    return Err(refused(
-                        NOT_STREAMING,
-                        "ORDER BY is only supported on streams in complete mode above an aggregate: leave it out",
-                    ));
-                }
+            LogicalPlan::Sort(sort) if mode != OutputMode::Complete || !aggregates_stream(&sort.input)? => {
+                return Err(refused(
+                    NOT_STREAMING,
+                    "ORDER BY is only supported on streams in complete mode above an aggregate: leave it out",
+                ));
             }
             LogicalPlan::Union(union) => {
                 for branch in &union.inputs {

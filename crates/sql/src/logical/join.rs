@@ -401,7 +401,8 @@ fn never_null(expr: &Expr, found: &mut Vec<Expr>) -> bool {
         Expr::Negative(inner) | Expr::Not(inner) => never_null(inner, found),
         Expr::Cast(cast) => never_null(&cast.expr, found),
         Expr::ScalarFunction(call) if NULL_OF_NULL.contains(&call.func.name()) => {
-            call.args.iter().fold(true, |all, arg| never_null(arg, found) && all)
+            // Every argument is looked at: each adds what it finds.
+            call.args.iter().filter(|arg| !never_null(arg, found)).count() == 0
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right })
             if is_comparison(expr)

@@ -353,7 +353,7 @@ pub(crate) fn build_map(
     let longest = lengths.iter().copied().max().unwrap_or(0);
     if longest > 1 {
         let converter = RowConverter::new(vec![SortField::new(keys.data_type().clone())])?;
-        let rows = converter.convert_columns(std::slice::from_ref(keys))?;
+        let rows = converter.convert_columns(std::slice::from_ref(&keys))?;
         let mut start = 0;
         for length in lengths {
             let mut seen = std::collections::HashSet::with_capacity(*length);

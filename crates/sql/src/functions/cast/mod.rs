@@ -134,7 +134,7 @@ impl ScalarUDFImpl for SparkCast {
 
 /// Casts values. `lenient`: what does not fit is NULL.
 pub(crate) fn cast_array(array: &ArrayRef, to: &DataType, lenient: bool) -> Result<ArrayRef> {
-    use DataType::{Binary, Boolean, Date32, List, Map, Struct, Timestamp, Utf8};
+    use DataType::{Boolean, Date32, List, Map, Struct, Timestamp, Utf8};
     let from = array.data_type();
     if from == to {
         return Ok(array.clone());

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::config::HumanDuration;
 use crate::decode::Decoder;
 use crate::env::Env;
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, Result, ResultExt, class};
 use crate::job::DecoderFactory;
 use crate::plan::PlanInput;
 use crate::records::Input;
@@ -48,6 +48,8 @@ pub struct TableContext {
     pub table: String,
     /// The columns that the query uses, with the types of the job file's schema.
     pub schema: SchemaRef,
+    /// The columns of `schema` that the job file says are `NOT NULL`.
+    pub not_null: Vec<usize>,
     /// Makes rows of these columns out of raw records, for a table that has raw records.
     pub decoder: Arc<dyn Decoder>,
 }
@@ -56,13 +58,33 @@ impl TableContext {
     /// The rows of a block of the table.
     ///
     /// # Errors
-    /// Where a record cannot be decoded: a table that lacks rows makes results wrong that nobody would notice.
+    /// Where a record cannot be decoded or lacks a value that is `NOT NULL`: a table that lacks rows makes results wrong that nobody would
+    /// notice.
     pub fn decode(&self, block: Input) -> Result<RecordBatch> {
         let decoded = self.decoder.decode(block)?;
-        let Some(rejected) = decoded.rejected.first() else { return Ok(decoded.rows) };
-        let record = decoded.origin.block.as_ref().and_then(|block| block.record(rejected.record));
+        let (record, class, reason) = match decoded.rejected.first() {
+            Some(rejected) => (rejected.record, rejected.class, rejected.reason.clone()),
+            None => match self.first_null(&decoded.rows) {
+                Some((row, column)) => {
+                    let reason = format!("{column} is NULL, and NOT NULL in the schema");
+                    (decoded.origin.record_of(row), class::MALFORMED_RECORD, reason)
+                }
+                None => return Ok(decoded.rows),
+            },
+        };
+        let record = decoded.origin.block.as_ref().and_then(|block| block.record(record));
         let place = record.map(|record| format!("{}: ", record.position)).unwrap_or_default();
-        Err(Error::new(rejected.class, format!("{place}{}; correct it, or the schema of the table", rejected.reason)))
+        Err(Error::new(class, format!("{place}{reason}; correct it, or the schema of the table")))
+    }
+
+    /// The first row that lacks a value it must have, and the column.
+    fn first_null(&self, rows: &RecordBatch) -> Option<(usize, &str)> {
+        let missing = self.not_null.iter().filter_map(|column| {
+            let nulls = rows.columns().get(*column)?.logical_nulls().filter(|nulls| nulls.null_count() > 0)?;
+            let row = (0..nulls.len()).find(|row| nulls.is_null(*row))?;
+            Some((row, self.schema.fields().get(*column)?.name().as_str()))
+        });
+        missing.min()
     }
 }
 
@@ -142,6 +164,8 @@ impl JsonSchema for Refresh {
 pub struct TableSpec {
     /// Its name.
     pub name: String,
+    /// Its columns, as the job file has them.
+    pub schema: SchemaRef,
     /// What opens it.
     pub factory: Arc<dyn TableFactory>,
     /// How raw records become rows, where it has raw records.
@@ -170,6 +194,7 @@ impl TableSpec {
             query: query.to_owned(),
             table: self.name.clone(),
             schema: decoder.schema(),
+            not_null: (0..columns.len()).filter(|at| !self.schema.field(columns[*at]).is_nullable()).collect(),
             decoder,
         };
         let table = self.factory.open(context).at(place)?;

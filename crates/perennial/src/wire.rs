@@ -133,6 +133,7 @@ fn table_spec(name: &str, table: &JobTable) -> TableSpec {
     let (format, schema) = (table.format.clone(), table.schema.clone());
     TableSpec {
         name: name.to_owned(),
+        schema: schema.clone(),
         factory: table.factory.clone(),
         decoder: Arc::new(move |columns| format::decoder(&format, &schema, columns)),
         refresh: table.refresh,

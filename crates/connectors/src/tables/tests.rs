@@ -32,6 +32,7 @@ fn open(factory: &dyn TableFactory, format: &Format, ddl: &str) -> Result<Box<dy
         query: "per_minute".into(),
         table: "plants".into(),
         schema: decoder.schema(),
+        not_null: all.into_iter().filter(|column| !declared.field(*column).is_nullable()).collect(),
         decoder,
     })
 }

@@ -266,8 +266,16 @@ fn after_any_damage_a_query_goes_on_exactly_or_refuses_clearly() {
                         }
                     }
                     // What a start has to mend is counted; a commit that is gone looks as if it had never been there.
-                    let newest = ["state/69.", "state/70.", "state/71.", ".snapshot", "s/metadata", "commits/70"];
-                    let mended = query == "counts" && newest.iter().any(|part| file.contains(part));
+                    let newest = [
+                        "state/69.",
+                        "state/70.",
+                        "state/71.",
+                        ".snapshot",
+                        "s/metadata",
+                        "counts/commits/70",
+                        "copies/commits/69",
+                    ];
+                    let mended = newest.iter().any(|part| file.contains(part));
                     let gone_commit = file.contains("commits/") && *harm == Harm::Gone;
                     let repairs = summary.status.queries[query].repairs;
                     assert_eq!(repairs > 0, mended && !gone_commit, "{repairs} repairs: {about}");

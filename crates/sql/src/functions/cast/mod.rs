@@ -56,6 +56,8 @@ fn castable(from: &DataType, to: &DataType) -> bool {
     match (from, to) {
         (from, to) if from == to => true,
         (Null, _) => true,
+        // So DataFusion numbers rows; Spark has no such type.
+        (DataType::UInt64, DataType::Int32) => true,
         (List(from), List(to)) => castable(from.data_type(), to.data_type()),
         (Map(..), Map(..)) => match (map_types(from), map_types(to)) {
             (Some((fk, fv)), Some((tk, tv))) => {

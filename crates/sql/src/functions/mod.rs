@@ -3,15 +3,24 @@
 pub(crate) mod arithmetic;
 pub(crate) mod cast;
 pub(crate) mod clock;
+mod dates;
 mod decimal;
+mod encodings;
+mod format;
 mod function;
 pub(crate) mod higher_order;
+mod intervals;
+mod json;
 pub(crate) mod keys;
 pub(crate) mod negate;
 mod nested;
 pub(crate) mod operators;
+mod patterns;
+mod regex;
+mod rows;
 pub(crate) mod session;
 pub(crate) mod sum;
+mod text;
 pub(crate) mod types;
 pub(crate) mod window;
 
@@ -24,7 +33,17 @@ use self::function::Function;
 
 /// The scalar functions of a session in this time zone.
 pub(crate) fn scalar(zone: &Arc<str>) -> Vec<ScalarUDF> {
-    let tables = [negate::ALL, nested::ALL];
+    let tables = [
+        negate::ALL,
+        nested::ALL,
+        text::ALL,
+        regex::ALL,
+        format::ALL,
+        encodings::ALL,
+        dates::ALL,
+        intervals::ALL,
+        json::ALL,
+    ];
     let own = tables.into_iter().flatten().map(|spec| Function::udf(spec, zone));
     own.chain(Arithmetic::all()).collect()
 }

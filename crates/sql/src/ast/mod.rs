@@ -19,6 +19,7 @@ use datafusion::sql::sqlparser::ast::{
 
 mod functions;
 mod generators;
+mod intervals;
 mod joins;
 mod names;
 mod tokens;

@@ -8,6 +8,8 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace, Word};
 
+use super::intervals;
+
 /// Spark's typed number literals: `1.5D` is a DOUBLE, `10S` a SMALLINT.
 const SUFFIXES: &[(&str, &str)] =
     &[("D", "DOUBLE"), ("F", "FLOAT"), ("S", "SMALLINT"), ("Y", "TINYINT"), ("L", "BIGINT"), ("BD", "BD")];
@@ -149,10 +151,60 @@ fn literals(found: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
     tokens
 }
 
+/// Forms that the parser does not know: intervals of several units, `trim(LEADING FROM x)`, `LIKE ALL (…)`.
+fn known_forms(found: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
+    let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(found.len());
+    let mut at = 0;
+    let keyword = |token: &Token| match token {
+        Token::Word(Word { keyword, quote_style: None, .. }) => *keyword,
+        _ => Keyword::NoKeyword,
+    };
+    let mut last = Keyword::NoKeyword;
+    while let Some(next) = found.get(at) {
+        let span = next.span;
+        let word = keyword(&next.token);
+        let ahead = found[at + 1..].iter().map(|token| &token.token).find(|t| !matches!(t, Token::Whitespace(_)));
+        let mut push = |token: Token| tokens.push(TokenWithSpan { token, span });
+        match (word, last) {
+            (Keyword::INTERVAL, _) => {
+                push(next.token.clone());
+                if let Some((literal, taken)) = intervals::of_several_units(&found[at + 1..]) {
+                    push(Token::Whitespace(Whitespace::Space));
+                    literal.into_iter().for_each(push);
+                    at += taken;
+                }
+            }
+            (Keyword::LEADING | Keyword::TRAILING | Keyword::BOTH, _)
+                if ahead.is_some_and(|token| keyword(token) == Keyword::FROM) =>
+            {
+                push(next.token.clone());
+                push(Token::Whitespace(Whitespace::Space));
+                push(Token::SingleQuotedString(" ".to_owned()));
+            }
+            (Keyword::ANY | Keyword::SOME | Keyword::ALL, Keyword::LIKE | Keyword::ILIKE)
+                if ahead == Some(&Token::LParen) =>
+            {
+                let name = if word == Keyword::ALL { LIKE_ALL } else { LIKE_ANY };
+                push(Token::make_word(name, Some('`')));
+            }
+            _ => push(next.token.clone()),
+        }
+        if !matches!(next.token, Token::Whitespace(_)) {
+            last = word;
+        }
+        at += 1;
+    }
+    tokens
+}
+
+/// What stands for the patterns of `LIKE ANY` and `LIKE ALL`.
+pub(super) const LIKE_ANY: &str = "__like_any";
+pub(super) const LIKE_ALL: &str = "__like_all";
+
 /// The tokens of a text. A number with a suffix or an exponent becomes `SAFE_CAST(number AS type)`, which a person cannot write in Spark's
 /// dialect; `exists(` before an array becomes an ordinary function.
 fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
-    let found = literals(raw_tokens(sql)?);
+    let found = known_forms(literals(raw_tokens(sql)?));
     let mut tokens = Vec::with_capacity(found.len());
     let mut rest = found.into_iter().peekable();
     let is_space = |token: &Token| matches!(token, Token::Whitespace(_));

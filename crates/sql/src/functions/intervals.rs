@@ -10,17 +10,36 @@ use datafusion::arrow::datatypes::{
     TimestampMicrosecondType,
 };
 use datafusion::common::{Result, ScalarValue, exec_err};
+use datafusion::logical_expr::Expr;
+use datafusion::logical_expr::expr::ScalarFunction;
 
 use super::cast::time::{self, DAY, SECOND};
 use super::cast::{cast_array, show};
 use super::dates::{moved, overflow};
-use super::function::{Arg, Args, Call, Spec, returns};
+use super::function::{Arg, Args, Call, Function, Spec, returns};
 use super::rows;
 use super::types::{self, is_string, mismatch, sql_name};
 use crate::error::failed;
 
 const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
 const MONTHS: DataType = DataType::Interval(IntervalUnit::YearMonth);
+
+/// What intervals are compared by; a month counts as 30 days beside days.
+static ORDER: Spec = Spec::new("interval_order", Args::Fixed(1, &[Arg::Any]), returns::long, |call| {
+    let of = call.array(0)?;
+    let intervals = Intervals::of(&of)?;
+    let order = rows::numbers::<Int64Type>(&[&of], |row| {
+        let (months, micros) = intervals.at(row);
+        Ok(Some(months * 30 * DAY + micros))
+    });
+    Ok(Arc::new(order?))
+});
+
+/// An interval as a number that stands in the same order.
+pub(crate) fn order(expr: Expr) -> Expr {
+    let function = Function::udf(&ORDER, &Arc::from("UTC"));
+    Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(function), vec![expr]))
+}
 
 /// The functions of this file.
 pub(super) static ALL: &[&Spec] = &[
@@ -31,18 +50,7 @@ pub(super) static ALL: &[&Spec] = &[
     &Spec::new("interval_subtract", Args::Custom(both_args), |_, _, _| Ok(INTERVAL), |call| combined(call, -1)),
     &Spec::new("interval_multiply", Args::Custom(scale_args), |_, _, _| Ok(INTERVAL), |call| scaled(call, false)),
     &Spec::new("interval_divide", Args::Custom(scale_args), |_, _, _| Ok(INTERVAL), |call| scaled(call, true)),
-    &Spec::new("interval_order", Args::Fixed(1, &[Arg::Any]), returns::long, |call| {
-        let of = call.array(0)?;
-        let intervals = Intervals::of(&of)?;
-        let order = rows::numbers::<Int64Type>(&[&of], |row| {
-            // A month counts as 30 days beside days.
-            Ok(match intervals.at(row) {
-                (months, 0) => Some(months * 30 * DAY),
-                (months, micros) => Some(months * 30 * DAY + micros),
-            })
-        });
-        Ok(Arc::new(order?))
-    }),
+    &ORDER,
     &Spec::new(
         "make_interval",
         Args::Custom(|types, _| parts_args(types, 7)),

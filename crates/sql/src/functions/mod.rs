@@ -1,15 +1,17 @@
 //! Functions that DataFusion and its Spark package lack or have otherwise.
 
 pub(crate) mod arithmetic;
+mod arrays;
 pub(crate) mod cast;
 pub(crate) mod clock;
+mod csv;
 mod dates;
 mod decimal;
 mod encodings;
 mod format;
 mod function;
 pub(crate) mod higher_order;
-mod intervals;
+pub(crate) mod intervals;
 mod json;
 pub(crate) mod keys;
 pub(crate) mod negate;
@@ -43,6 +45,8 @@ pub(crate) fn scalar(zone: &Arc<str>) -> Vec<ScalarUDF> {
         dates::ALL,
         intervals::ALL,
         json::ALL,
+        csv::ALL,
+        arrays::ALL,
     ];
     let own = tables.into_iter().flatten().map(|spec| Function::udf(spec, zone));
     own.chain(Arithmetic::all()).collect()

@@ -22,7 +22,7 @@ const TWO: Args = Args::Fixed(2, &[Arg::Text, Arg::Text]);
 pub(super) static ALL: &[&Spec] = &[
     &Spec::new("rlike", TWO, returns::bool, |call| {
         let (text, pattern) = (call.text(0)?, call.text(1)?);
-        let mut patterns = Patterns::new("rlike");
+        let mut patterns = Patterns::default();
         rows::bools(&[&text, &pattern], |row| {
             let text = text.value(row);
             Ok(Some(patterns.of(pattern.value(row))?.next(text, 0)?.is_some()))
@@ -31,7 +31,7 @@ pub(super) static ALL: &[&Spec] = &[
     .or(&["regexp", "regexp_like"]),
     &Spec::new("regexp_extract", Args::Fixed(2, &[Arg::Text, Arg::Text, Arg::Int]), returns::text, |call| {
         let (text, pattern, group) = (call.text(0)?, call.text(1)?, group(call)?);
-        let mut patterns = Patterns::new("regexp_extract");
+        let mut patterns = Patterns::default();
         rows::texts(&[&text, &pattern, &group], |row| {
             let text = text.value(row);
             let regex = patterns.of(pattern.value(row))?;
@@ -43,7 +43,7 @@ pub(super) static ALL: &[&Spec] = &[
     }),
     &Spec::new("regexp_extract_all", Args::Fixed(2, &[Arg::Text, Arg::Text, Arg::Int]), returns::texts, |call| {
         let (text, pattern, group) = (call.text(0)?, call.text(1)?, group(call)?);
-        let mut patterns = Patterns::new("regexp_extract_all");
+        let mut patterns = Patterns::default();
         rows::lists(&[&text, &pattern, &group], |row| {
             let text = text.value(row);
             let regex = patterns.of(pattern.value(row))?;
@@ -64,7 +64,7 @@ pub(super) static ALL: &[&Spec] = &[
     ),
     &Spec::new("regexp_count", TWO, returns::int, |call| {
         let (text, pattern) = (call.text(0)?, call.text(1)?);
-        let mut patterns = Patterns::new("regexp_count");
+        let mut patterns = Patterns::default();
         let counts = rows::numbers::<Int32Type>(&[&text, &pattern], |row| {
             let mut count = 0;
             patterns.of(pattern.value(row))?.each(text.value(row), |_| {
@@ -77,7 +77,7 @@ pub(super) static ALL: &[&Spec] = &[
     }),
     &Spec::new("regexp_instr", Args::Fixed(2, &[Arg::Text, Arg::Text, Arg::Int]), returns::int, |call| {
         let (text, pattern, group) = (call.text(0)?, call.text(1)?, group(call)?);
-        let mut patterns = Patterns::new("regexp_instr");
+        let mut patterns = Patterns::default();
         let found = rows::numbers::<Int32Type>(&[&text, &pattern, &group], |row| {
             let text = text.value(row);
             let found = patterns.of(pattern.value(row))?.next(text, 0)?.and_then(|found| found.get(0));
@@ -87,7 +87,7 @@ pub(super) static ALL: &[&Spec] = &[
     }),
     &Spec::new("regexp_substr", TWO, returns::text, |call| {
         let (text, pattern) = (call.text(0)?, call.text(1)?);
-        let mut patterns = Patterns::new("regexp_substr");
+        let mut patterns = Patterns::default();
         rows::texts(&[&text, &pattern], |row| {
             let found = patterns.of(pattern.value(row))?.next(text.value(row), 0)?;
             // An empty match counts as none.
@@ -111,23 +111,16 @@ fn group(call: &Call<'_>) -> Result<datafusion::arrow::array::Int32Array> {
 }
 
 /// The patterns of one call; each is compiled once.
+#[derive(Default)]
 struct Patterns {
-    of: &'static str,
     compiled: HashMap<String, JavaRegex>,
 }
 
 impl Patterns {
-    fn new(of: &'static str) -> Self {
-        Self { of, compiled: HashMap::new() }
-    }
-
     fn of(&mut self, pattern: &str) -> Result<&JavaRegex> {
         if !self.compiled.contains_key(pattern) {
             let compiled = JavaRegex::compile(pattern).map_err(|error| {
-                failed(
-                    "INVALID_PARAMETER_VALUE.PATTERN",
-                    format!("the pattern '{pattern}' of {}() is no regular expression: {error}", self.of),
-                )
+                failed("INVALID_PARAMETER_VALUE.PATTERN", format!("'{pattern}' is no regular expression: {error}"))
             })?;
             self.compiled.insert(pattern.to_owned(), compiled);
         }
@@ -480,7 +473,7 @@ fn regexp_replace(call: &Call<'_>) -> Result<ArrayRef> {
         3 => datafusion::arrow::array::Int32Array::from(vec![1; call.rows]),
         _ => call.numbers::<Int32Type>(3)?,
     };
-    let mut patterns = Patterns::new("regexp_replace");
+    let mut patterns = Patterns::default();
     rows::texts(&[&text, &pattern, &by, &position], |row| {
         let (text, by, position) = (text.value(row), by.value(row), position.value(row));
         let Some(skipped) = usize::try_from(position).ok().and_then(|position| position.checked_sub(1)) else {
@@ -561,13 +554,26 @@ fn split(call: &Call<'_>) -> Result<ArrayRef> {
         2 => datafusion::arrow::array::Int32Array::from(vec![-1; call.rows]),
         _ => call.numbers::<Int32Type>(2)?,
     };
-    let mut patterns = Patterns::new("split");
+    let mut splitter = Splitter::default();
     rows::lists(&[&text, &pattern, &limit], |row| {
-        let (text, pattern) = (text.value(row), pattern.value(row));
-        let limit = usize::try_from(limit.value(row)).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let limit = usize::try_from(limit.value(row)).ok().filter(|limit| *limit > 0);
+        splitter.split(text.value(row), pattern.value(row), limit).map(Some)
+    })
+}
+
+/// Takes texts apart at patterns.
+#[derive(Default)]
+pub(super) struct Splitter {
+    patterns: Patterns,
+}
+
+impl Splitter {
+    /// The parts of a text, at most so many; the last one is all that is left.
+    pub(super) fn split<'t>(&mut self, text: &'t str, pattern: &str, limit: Option<usize>) -> Result<Vec<&'t str>> {
+        let limit = limit.unwrap_or(usize::MAX);
+        let mut parts: Vec<&str> = Vec::new();
         // Every character is a part.
         if pattern.is_empty() && !text.is_empty() {
-            let mut parts: Vec<&str> = Vec::new();
             let mut rest = text;
             while let Some(c) = rest.chars().next() {
                 if parts.len() + 1 == limit {
@@ -577,12 +583,10 @@ fn split(call: &Call<'_>) -> Result<ArrayRef> {
                 parts.push(&rest[..c.len_utf8()]);
                 rest = &rest[c.len_utf8()..];
             }
-            return Ok(Some(parts));
+            return Ok(parts);
         }
-        let regex = patterns.of(pattern)?;
-        let mut parts = Vec::new();
         let mut last = 0;
-        regex.each(text, |found| {
+        self.patterns.of(pattern)?.each(text, |found| {
             if let Some(found) = found.get(0)
                 && parts.len() + 1 < limit
                 // Nothing stands before an empty match at the start.
@@ -595,8 +599,8 @@ fn split(call: &Call<'_>) -> Result<ArrayRef> {
             Ok(())
         })?;
         parts.push(&text[last..]);
-        Ok(Some(parts))
-    })
+        Ok(parts)
+    }
 }
 
 /// A compiled LIKE pattern.

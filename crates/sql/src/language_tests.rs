@@ -1,4 +1,4 @@
-//! What Spark answers to single expressions and queries, recorded by `testdata/language/record.py`.
+//! What Spark answers to single expressions and queries, recorded by `crates/conformance/expressions.py`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;

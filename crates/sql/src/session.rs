@@ -7,7 +7,6 @@ use datafusion::common::config::Dialect;
 use datafusion::common::{Result, internal_err, not_impl_err};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
-use datafusion::functions_aggregate::average::avg_udaf;
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::optimizer::Optimizer;
@@ -49,6 +48,7 @@ const AGGREGATE_ALIASES: &[(&str, &[&str])] = &[
     ("approx_distinct", &["approx_count_distinct"]),
     ("first_value", &["first", "any_value"]),
     ("last_value", &["last"]),
+    ("collect_list", &["array_agg"]),
     ("bool_and", &["every"]),
     ("bool_or", &["some", "any"]),
     ("stddev", &["std", "stddev_samp"]),
@@ -125,9 +125,10 @@ pub(crate) fn session(
         state.register_higher_order_function(Arc::new(function))?;
     }
 
-    // The Spark package's avg() is a double for decimals too; DataFusion's has Spark's types.
-    state.register_udaf(avg_udaf())?;
     state.register_udaf(Arc::new(CheckedSum::udf()))?;
+    for function in functions::aggregates::all() {
+        state.register_udaf(Arc::new(function))?;
+    }
     for (name, aliases) in AGGREGATE_ALIASES {
         if let Some(function) = state.aggregate_functions().get(*name).cloned() {
             let function = AggregateUDF::clone(&function).with_aliases(aliases.iter().copied());

@@ -89,6 +89,7 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
             Some(call("date_part", vec![text(&field.to_string()), expr.as_ref().clone()]))
         }
         Expr::Array(array) => Some(call("array", array.elem.clone())),
+        Expr::UnaryOp { op: UnaryOperator::Plus, expr } => Some(call("positive", vec![expr.as_ref().clone()])),
         Expr::UnaryOp { op: UnaryOperator::BitwiseNot, expr } => Some(call("bitwise_not", vec![expr.as_ref().clone()])),
         Expr::BinaryOp { left, op: BinaryOperator::PGBitwiseShiftLeft, right } => {
             Some(call("shiftleft", vec![left.as_ref().clone(), right.as_ref().clone()]))
@@ -148,13 +149,15 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     Some(call("arrays_zip_named", named.collect()))
                 }
                 ("array_sort", [_, Expr::Lambda(_)]) => Some(call("array_sort_by", args)),
-                ("if" | "iff", [condition, then, otherwise]) => {
+                ("if", [condition, then, otherwise]) => {
                     Some(case(condition.clone(), then.clone(), Some(otherwise.clone())))
                 }
                 ("isnull", [of]) => Some(Expr::IsNull(Box::new(of.clone()))),
                 ("isnotnull", [of]) => Some(Expr::IsNotNull(Box::new(of.clone()))),
                 ("ifnull" | "nvl", [_, _]) => Some(call("coalesce", args)),
-                ("nullifzero", [of]) => Some(call("nullif", vec![of.clone(), number("0")])),
+                // Its type is that of the first value.
+                ("nullif", [of, other]) => Some(null_if(of, other)),
+                ("nullifzero", [of]) => Some(null_if(of, &number("0"))),
                 ("zeroifnull", [of]) => Some(call("coalesce", vec![of.clone(), number("0")])),
                 ("equal_null", [left, right]) => Some(Expr::BinaryOp {
                     left: Box::new(left.clone()),
@@ -172,7 +175,6 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     array: false,
                     format: None,
                 }),
-                ("typeof", [_]) => None,
                 _ => None,
             }
         }
@@ -267,6 +269,13 @@ fn struct_of(values: &[Expr]) -> Expr {
         [text(&name), value]
     });
     call("named_struct", pairs.collect())
+}
+
+/// `CASE WHEN of = other THEN NULL ELSE of END`
+fn null_if(of: &Expr, other: &Expr) -> Expr {
+    let (left, right) = (Box::new(of.clone()), Box::new(other.clone()));
+    let null = Expr::Value(Value::Null.with_empty_span());
+    case(Expr::BinaryOp { left, op: BinaryOperator::Eq, right }, null, Some(of.clone()))
 }
 
 /// `decode(x, a, b, …, otherwise)`, where NULL is equal to NULL.

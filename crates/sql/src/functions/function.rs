@@ -70,6 +70,7 @@ pub(crate) struct Spec {
     pub(crate) args: Args,
     pub(crate) returns: Returns,
     pub(crate) eval: fn(&Call<'_>) -> Result<ArrayRef>,
+    pub(crate) volatility: Volatility,
 }
 
 impl Spec {
@@ -80,12 +81,17 @@ impl Spec {
         returns: Returns,
         eval: fn(&Call<'_>) -> Result<ArrayRef>,
     ) -> Self {
-        Self { name, aliases: &[], args, returns, eval }
+        Self { name, aliases: &[], args, returns, eval, volatility: Volatility::Immutable }
     }
 
     /// The function under further names.
     pub(crate) const fn or(self, aliases: &'static [&'static str]) -> Self {
         Self { aliases, ..self }
+    }
+
+    /// The function, with another value each time.
+    pub(crate) const fn volatile(self) -> Self {
+        Self { volatility: Volatility::Volatile, ..self }
     }
 }
 
@@ -172,7 +178,7 @@ impl Function {
         ScalarUDF::from(Self {
             spec,
             zone: zone.clone(),
-            signature: Signature::user_defined(Volatility::Immutable),
+            signature: Signature::user_defined(spec.volatility),
             aliases: spec.aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         })
     }
@@ -257,7 +263,8 @@ impl ScalarUDFImpl for Function {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let scalars = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let constant = scalars && self.spec.volatility != Volatility::Volatile;
         let rows = if constant { 1 } else { args.number_rows };
         let call = Call { args: &args.args, rows, returns: args.return_field.data_type(), zone: &self.zone };
         let result = (self.spec.eval)(&call)?;

@@ -47,6 +47,13 @@ pub(crate) fn cast_to(expr: Expr, from: &DataType, to: &DataType, lenient: bool)
     if widens {
         return Ok(cast(expr, to.clone()));
     }
+    // A literal stays one, for functions that want constants; one that cannot be cast fails when a row asks for it.
+    if let Expr::Literal(value, metadata) = &expr
+        && !from.is_nested()
+        && let Ok(cast) = value.to_array().and_then(|array| cast_array(&array, to, lenient))
+    {
+        return Ok(Expr::Literal(ScalarValue::try_from_array(&cast, 0)?, metadata.clone()));
+    }
     Ok(SparkCast::call(expr, to.clone(), lenient))
 }
 

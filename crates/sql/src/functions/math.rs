@@ -378,7 +378,6 @@ fn normal() -> f64 {
     radius * (consts::TAU * rand::random::<f64>()).cos()
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

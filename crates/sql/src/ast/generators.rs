@@ -8,6 +8,7 @@ use datafusion::sql::sqlparser::ast::{
     ExceptSelectItem, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
     GroupByExpr, Ident, LateralView, ObjectNamePart, OneOrManyWithParens, Query, Select, SelectFlavor, SelectItem,
     SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut, WildcardAdditionalOptions,
+    visit_expressions,
 };
 
 use super::functions::{call, with_name};
@@ -41,6 +42,17 @@ fn generator(expr: &Expr) -> Option<(&'static str, &'static str, bool, &Function
 /// Whether an expression is a generator, which names its columns itself.
 pub(super) fn is_generator(expr: &Expr) -> bool {
     generator(expr).is_some()
+}
+
+/// Whether there is a generator in an expression, other than in a subquery.
+fn has_generator(expr: &Expr) -> bool {
+    let is_query = matches!(expr, Expr::Subquery(_) | Expr::InSubquery { .. } | Expr::Exists { .. });
+    !is_query
+        && visit_expressions(expr, |expr| match is_generator(expr) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+        .is_break()
 }
 
 /// Replaces the generators of every SELECT.
@@ -109,6 +121,12 @@ impl Generators<'_> {
             let column = Ident::new(format!("{GENERATED}{}", generated.len()));
             self.unnest_selected(select, at, &column)?;
             generated.push(column);
+        }
+        if select.projection.iter().filter_map(item_expr).any(has_generator) {
+            return Err(refused_analysis(
+                "UNSUPPORTED_GENERATOR.NESTED_IN_EXPRESSIONS",
+                "a generator stands by itself in a SELECT: compute with its columns in a SELECT around it",
+            ));
         }
         for item in &mut select.projection {
             if let SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) = item {

@@ -99,7 +99,20 @@ impl ExprPlanner for SparkOperators {
                     ),
                 ));
             }
-            _ => PlannerResult::Original(expr),
+            (_, DataType::Null, _) | (_, _, DataType::Null) => PlannerResult::Original(expr),
+            (operation, left, right) => {
+                let of_date = operation == Operation::Add
+                    && matches!((left, right), (DataType::Date32, _) | (_, DataType::Date32));
+                return Err(super::types::mismatch(
+                    if of_date { "UNEXPECTED_INPUT_TYPE" } else { "BINARY_OP_DIFF_TYPES" },
+                    format!(
+                        "`{}` does not work on {} and {}",
+                        expr.op,
+                        super::types::sql_name(left),
+                        super::types::sql_name(right)
+                    ),
+                ));
+            }
         })
     }
 

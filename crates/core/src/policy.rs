@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::HumanDuration;
-use crate::error::{Error, ErrorKind, class};
+use crate::error::{Error, ErrorClass, ErrorKind, class};
 
 /// How often and how fast a failed batch is tried again: exponential backoff with jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -80,12 +80,9 @@ impl Action {
     }
 }
 
-/// Decides. `attempts` are the failures of this batch in a row, this one included; `random` is uniform in 0..1.
-///
-/// What can go away by itself is tried again for ever, because a job outlives every outage; so are credentials, which are often only
-/// late. What a person or another process must decide stops the query. A bug is never retried blindly.
-pub fn decide(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attempts: u32, random: f64) -> Action {
-    let may_heal = match error.kind() {
+/// Whether errors of a class can go away without a change of the job.
+fn may_heal(class: &'static ErrorClass) -> bool {
+    match class.kind {
         ErrorKind::Transient | ErrorKind::Throttled => true,
         ErrorKind::Config => [
             class::AUTHENTICATION_FAILED,
@@ -95,10 +92,28 @@ pub fn decide(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attem
             class::STORAGE_PERMISSION_DENIED,
             class::STORAGE_AUTHENTICATION_FAILED,
         ]
-        .contains(&error.class()),
+        .contains(&class),
         ErrorKind::Data | ErrorKind::Schema | ErrorKind::Fenced | ErrorKind::Corrupt | ErrorKind::Bug => false,
-    };
-    if !may_heal {
+    }
+}
+
+/// What happens by default when an error of a class comes up, for people who read the catalogue.
+pub fn default_action(class: &'static ErrorClass) -> &'static str {
+    if [class::MALFORMED_RECORD, class::EXPECTATION_FAILED].contains(&class) {
+        return "The record goes to the dead letters, and the batch goes on";
+    }
+    if may_heal(class) {
+        return "The batch is tried again with growing waits, then behind the circuit breaker, until it works";
+    }
+    "The query stops; the other queries of the job go on"
+}
+
+/// Decides. `attempts` are the failures of this batch in a row, this one included; `random` is uniform in 0..1.
+///
+/// What can go away by itself is tried again for ever, because a job outlives every outage; so are credentials, which are often only
+/// late. What a person or another process must decide stops the query. A bug is never retried blindly.
+pub fn decide(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attempts: u32, random: f64) -> Action {
+    if !may_heal(error.class()) {
         return Action::Stop;
     }
     if attempts >= breaker.failures.min(retry.max_attempts).max(1) {
@@ -148,6 +163,15 @@ mod tests {
             [class::INTERNAL, class::FENCED, class::CHECKPOINT_CORRUPT, class::ANALYSIS, class::EXPRESSION_FAILED]
         {
             assert_eq!(act(Error::new(class, ""), 1), Action::Stop, "{}", class.code);
+        }
+    }
+
+    #[test]
+    fn the_catalogue_says_what_is_done() {
+        for class in crate::error::CATALOGUE {
+            let stops = act(Error::new(class, ""), 1) == Action::Stop;
+            let said = default_action(class);
+            assert_eq!(stops, !said.contains("tried again"), "{}: {said}", class.code);
         }
     }
 

@@ -69,6 +69,7 @@
 
 use std::sync::Arc;
 
+pub mod catalogue;
 pub mod http;
 pub mod job;
 pub mod job_file;

@@ -14,6 +14,8 @@ use crate::error::Result;
 use crate::expectation::Expectations;
 use crate::guarantee::Guarantee;
 use crate::intake::Gate;
+use crate::memory::MemoryBudget;
+use crate::pace::PaceSettings;
 use crate::plan::QueryPlan;
 use crate::policy::{BreakerPolicy, RetryPolicy};
 use crate::progress::Observer;
@@ -138,6 +140,10 @@ pub struct JobSpec {
     pub batches_to_retain: u64,
     /// How state is kept.
     pub state: StateOptions,
+    /// What state and batches may hold.
+    pub memory: Arc<MemoryBudget>,
+    /// How the size of batches follows their time, where it does.
+    pub pace: Option<PaceSettings>,
     /// Who is told what happens.
     pub observer: Arc<dyn Observer>,
 }

@@ -19,7 +19,9 @@ use crate::guarantee::{self, Computed};
 use crate::intake::{Gate, Intake, Take};
 use crate::isolate::{Guilty, RowSet, Search};
 use crate::job::{JobSpec, OnError, QuerySpec, Trigger};
+use crate::memory::MemoryBudget;
 use crate::offset::{Offset, OffsetRange};
+use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
@@ -76,6 +78,13 @@ pub struct Query {
     targets: Option<Vec<Option<Offset>>>,
     /// Batches whose logs are there, ascending.
     kept: Vec<BatchId>,
+    memory: Arc<MemoryBudget>,
+    /// How large the next batch is, where something limits it.
+    pace: Option<Pace>,
+    /// Where a batch ended that did not fit into the memory.
+    did_not_fit: Option<Vec<Option<Offset>>>,
+    /// Records that the last attempt at a batch read.
+    attempted: u64,
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
     expired_at: Option<Duration>,
@@ -103,6 +112,8 @@ struct Planned {
     late_watermark_ms: i64,
     /// An earlier attempt may have left traces.
     again: bool,
+    /// Nobody has seen it yet, and there may be a smaller one in its place.
+    divisible: bool,
 }
 
 /// A batch whose rows are written and whose state is not staged yet.
@@ -236,10 +247,12 @@ impl Query {
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
         }
+        let pace = Pace::new(job.pace, job.memory.limit().is_some());
         let mut targets = None;
         if job.trigger == Trigger::AvailableNow {
-            let newest = sources.iter().zip(&ends).map(|(open, start)| async move {
-                open.source.newest(start.as_ref()).await.at(|| format!("source {}", open.name))
+            let limit = ReadLimit { max_records: pace.as_ref().map(Pace::limit), until: None };
+            let newest = sources.iter().zip(&ends).map(|(open, start)| async {
+                open.source.newest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))
             });
             targets = Some(try_join_all(newest).await?);
         }
@@ -264,6 +277,10 @@ impl Query {
             logged,
             targets,
             kept: found.offsets,
+            memory: job.memory.clone(),
+            pace,
+            did_not_fit: None,
+            attempted: 0,
             lag: Vec::new(),
             lag_at: None,
             expired_at: None,
@@ -276,8 +293,14 @@ impl Query {
     /// The next batch that was logged in an earlier life runs again as it was.
     fn next_logged(&mut self) {
         let Some((id, entry)) = self.logged.pop_front() else { return };
-        let planned =
-            Planned { id, entry, starts: self.ends.clone(), late_watermark_ms: self.last_watermark_ms, again: true };
+        let planned = Planned {
+            id,
+            entry,
+            starts: self.ends.clone(),
+            late_watermark_ms: self.last_watermark_ms,
+            again: true,
+            divisible: false,
+        };
         self.pending = Some(Pending::Planned(Box::new(planned)));
     }
 
@@ -294,7 +317,18 @@ impl Query {
     /// Runs the next batch, or the one that was begun and is not committed. After an error the same batch is run again by the next
     /// call, with the same ranges, watermark and timestamp.
     pub async fn run_batch(&mut self) -> Result<Step> {
+        loop {
+            if let Some(step) = self.try_batch().await? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// `None`: the batch did not fit into the memory; a smaller one takes its place.
+    async fn try_batch(&mut self) -> Result<Option<Step>> {
         let mut watch = Stopwatch::start(&self.env);
+        self.memory.take_peak();
+        let held = self.memory.used();
         if self.state.is_broken() && !matches!(self.pending, Some(Pending::Executed(_))) {
             let loaded = self.state.reload().await.at(|| "state".into())?;
             tracing::warn!(query = %self.spec.name, rows = loaded.rows, "the state was loaded anew after its local disk failed");
@@ -306,7 +340,7 @@ impl Query {
                     Some(Pending::Planned(planned)) => *planned,
                     _ => match self.plan_batch().await? {
                         Some(planned) => planned,
-                        None => return Ok(Step::Idle),
+                        None => return Ok(Some(Step::Idle)),
                     },
                 };
                 let trigger = watch.lap();
@@ -314,13 +348,37 @@ impl Query {
                     Ok(executed) => executed,
                     Err(error) => {
                         self.state.abort();
-                        self.pending = Some(Pending::Planned(Box::new(Planned { again: true, ..planned })));
+                        if error.class() == class::MEMORY_LIMIT && planned.divisible && self.take_back(&planned).await?
+                        {
+                            return Ok(None);
+                        }
+                        let again = Planned { again: true, divisible: false, ..planned };
+                        self.pending = Some(Pending::Planned(Box::new(again)));
                         return Err(error);
                     }
                 }
             }
         };
-        self.commit(executed).await
+        let step = self.commit(executed).await?;
+        if let (Step::Committed(report), Some(pace)) = (&step, &mut self.pace) {
+            let memory = self.memory.take_peak().saturating_sub(held);
+            let free = self.memory.limit().map(|limit| limit.saturating_sub(self.memory.used()));
+            pace.committed(Took { records: report.counts.read, time: report.phases.total(), memory }, free);
+        }
+        Ok(Some(step))
+    }
+
+    /// Makes room for a smaller batch in the place of one that did not fit into the memory, if there can be one.
+    async fn take_back(&mut self, batch: &Planned) -> Result<bool> {
+        let Some(pace) = &mut self.pace else { return Ok(false) };
+        if !pace.did_not_fit(self.attempted) {
+            return Ok(false);
+        }
+        let next = pace.limit();
+        self.log.withdraw_offsets(batch.id).await?;
+        tracing::warn!(query = %self.spec.name, batch = batch.id, read = self.attempted, next, "the batch did not fit into the memory; a smaller one takes its place");
+        self.did_not_fit = Some(batch.entry.offsets.clone());
+        Ok(true)
     }
 
     /// The stages of a batch up to the point where all but the commit is durable.
@@ -405,11 +463,13 @@ impl Query {
         }
     }
 
-    async fn attempt(&self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
+    async fn attempt(&mut self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
         let (intake, execution) = self.begin(batch, take).await?;
         let sink_batch =
             SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again };
-        let written = self.sink.write(&sink_batch, execution.rows).await?;
+        let written = self.sink.write(&sink_batch, execution.rows).await;
+        self.attempted = intake.read();
+        let written = written?;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written })
     }
 
@@ -494,6 +554,7 @@ impl Query {
 
     /// Asks the sources what is new and decides what the next batch reads. `None`: there is no reason for a batch.
     async fn plan_batch(&mut self) -> Result<Option<Planned>> {
+        let max_records = self.pace.as_ref().map(Pace::limit);
         let latest = self.sources.iter().zip(&self.ends).enumerate().map(|(index, (open, start))| {
             let target = self.targets.as_ref().map(|targets| targets[index].clone());
             async move {
@@ -501,7 +562,7 @@ impl Query {
                     // There was nothing to read when the run began.
                     Some(None) => None,
                     until => {
-                        let limit = ReadLimit { max_records: None, until: until.flatten() };
+                        let limit = ReadLimit { max_records, until: until.flatten() };
                         open.source.latest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))?
                     }
                 };
@@ -527,12 +588,14 @@ impl Query {
             sources: self.sources.iter().map(|open| open.name.clone()).collect(),
             plan: self.plan_digest.clone(),
         };
+        let divisible = self.did_not_fit.take().is_none_or(|ends| ends != entry.offsets);
         Ok(Some(Planned {
             id: self.next,
             entry,
             starts: self.ends.clone(),
             late_watermark_ms: self.last_watermark_ms,
             again: false,
+            divisible,
         }))
     }
 

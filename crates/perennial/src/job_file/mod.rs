@@ -26,6 +26,7 @@ use perennial_core::config::{ByteSize, HumanDuration};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::job::OnError;
+use perennial_core::pace::PaceSettings;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
 use perennial_core::table::Refresh;
@@ -102,6 +103,13 @@ pub struct JobFile {
     /// Where the state of the queries is while they run.
     #[serde(default)]
     pub state: StateSettings,
+    /// How much memory the queries may take together.
+    #[serde(default)]
+    pub memory: MemorySettings,
+    /// Lets the size of batches follow the time that they take: after a downtime a query catches up in batches that grow from small ones, and a
+    /// sink that gets slower gets smaller ones. By default a batch takes all that is there, as far as the sources' own limits allow.
+    #[serde(default)]
+    pub backpressure: Option<PaceSettings>,
 }
 
 fn default_version() -> String {
@@ -307,6 +315,16 @@ impl Default for StateSettings {
     fn default() -> Self {
         Self { backend: StateBackend::Memory, directory: None, cache: ByteSize(64_000_000) }
     }
+}
+
+/// How much memory the queries may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemorySettings {
+    /// The most that state and the rows of batches may hold. With a limit, batches start small and grow as far as the memory allows; one that does
+    /// not fit is taken back for a smaller one; and when nothing is left to make smaller, the query stops with a clear error. Buffers of the clients
+    /// (Kafka's fetch queue, files that are written) are not counted: leave them 100 MB or so. By default there is no limit.
+    pub limit: Option<ByteSize>,
 }
 
 /// What holds the rows of the state.

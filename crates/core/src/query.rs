@@ -14,13 +14,14 @@ use crate::checkpoint::{
 };
 use crate::dead_letter::LetterBatch;
 use crate::env::Env;
-use crate::error::{Error, ErrorKind, Result, ResultExt, class};
+use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
 use crate::guarantee::{self, Computed};
 use crate::intake::{Gate, Intake, Take};
-use crate::isolate::{Guilty, RowSet, Search};
-use crate::job::{JobSpec, OnError, QuerySpec, Trigger};
+use crate::isolate::{Guilty, PrefixSearch, RowSet, Search};
+use crate::job::{JobSpec, QuerySpec, Trigger};
 use crate::memory::MemoryBudget;
 use crate::offset::{Offset, OffsetRange};
+use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
@@ -451,22 +452,37 @@ impl Query {
         Ok(Executed { planned: batch.clone(), commit, report: Box::new(report) })
     }
 
-    /// From the sources to the sink. Rows on which an expression fails are left aside where the job file says so.
+    /// From the sources to the sink. Rows that are at fault for an error are left aside where the job file says so.
     async fn process(&mut self, batch: &Planned) -> Result<Processed> {
-        match self.attempt(batch, &Take::All, batch.again).await {
-            Err(error) if error.class() == class::EXPRESSION_FAILED && self.spec.on_error == OnError::DeadLetter => {
-                let guilty = Arc::new(self.isolate(batch, error).await?);
-                tracing::warn!(query = %self.spec.name, batch = batch.id, rows = guilty.len(), "rows on which an expression fails go to the dead letters");
-                self.attempt(batch, &Take::Without(guilty), true).await
+        let error = match self.attempt(batch, &Take::All, batch.again).await {
+            Ok(processed) => return Ok(processed),
+            Err(error) => error,
+        };
+        let class = error.class().code;
+        let take = match self.spec.on_error.reaction(error.class()) {
+            Reaction::Isolate if error.class() == class::EXPRESSION_FAILED || self.can_probe() => {
+                let guilty = self.isolate(batch, error).await?;
+                tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, rows = guilty.len(), "rows that fail go to the dead letters");
+                Take::Without(Arc::new(guilty))
             }
-            result => result,
-        }
+            Reaction::DeadLetterBatch => {
+                tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, "all rows of the batch go to the dead letters: {error}");
+                Take::Nothing(Arc::new(error))
+            }
+            _ => return Err(error),
+        };
+        self.state.abort();
+        self.attempt(batch, &take, true).await
+    }
+
+    /// Whether rows that the sink refuses can be told by the records that they come from: only where each row comes from one record.
+    fn can_probe(&self) -> bool {
+        self.spec.plan.state().is_empty() && self.sink.can_probe()
     }
 
     async fn attempt(&mut self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
         let (intake, execution) = self.begin(batch, take).await?;
-        let sink_batch =
-            SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again };
+        let sink_batch = self.sink_batch(batch, again);
         let written = self.sink.write(&sink_batch, execution.rows).await;
         self.attempted = intake.read();
         let written = written?;
@@ -487,7 +503,7 @@ impl Query {
         Ok((intake, execution))
     }
 
-    /// Finds the rows on which the plan fails. Gives the error back where it is not the fault of single rows.
+    /// Finds the rows that are at fault for an error. Gives the error back where it is not the fault of single rows.
     async fn isolate(&mut self, batch: &Planned, error: Error) -> Result<Vec<Guilty>> {
         let mut rows = RowSet::default();
         for (number, open) in self.sources.iter().enumerate() {
@@ -495,24 +511,55 @@ impl Query {
                 rows.push((number, stream), 0..open.gate.count(blocks).await?);
             }
         }
-        let message = error.to_string();
-        let mut search = Search::new(rows, error);
-        self.state.abort();
+        let (class, message) = (error.class(), error.to_string());
+        let mut search = Search::new(rows.clone(), error);
         while let Some(rows) = search.next() {
-            let tried = self.try_rows(batch, rows).await;
-            self.state.abort();
-            match tried {
-                Err(error) if error.class() != class::EXPRESSION_FAILED => return Err(error),
-                tried => search.tell(tried),
-            }
+            search.tell(self.try_rows(batch, rows, class).await?);
         }
-        search.guilty().ok_or_else(|| Error::new(class::EXPRESSION_FAILED, message))
+        let mut guilty = search.guilty();
+        if class == class::CONSTRAINT_VIOLATION {
+            // What is left may still fail together: a key that comes twice.
+            let found = guilty.unwrap_or_default();
+            let rest = rows.without(found.iter().map(|guilty| (guilty.stream, guilty.row)));
+            guilty = self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
+        }
+        let mut guilty = guilty.ok_or_else(|| Error::new(class, message))?;
+        guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
+        Ok(guilty)
     }
 
-    /// Runs the plan over some rows, for nothing but whether it fails.
-    async fn try_rows(&self, batch: &Planned, rows: RowSet) -> Result<()> {
+    /// Finds the rows that fail together with rows before them.
+    async fn isolate_repeated(
+        &mut self,
+        batch: &Planned,
+        rows: RowSet,
+        class: &'static ErrorClass,
+    ) -> Result<Option<Vec<Guilty>>> {
+        let Err(error) = self.try_rows(batch, rows.clone(), class).await? else { return Ok(Some(Vec::new())) };
+        let mut search = PrefixSearch::new(rows, error);
+        while let Some(rows) = search.next() {
+            search.tell(self.try_rows(batch, rows, class).await?);
+        }
+        Ok(search.guilty())
+    }
+
+    /// Tries some rows, for nothing but whether they fail with an error of this class: against the plan, or against the sink.
+    async fn try_rows(&mut self, batch: &Planned, rows: RowSet, class: &'static ErrorClass) -> Result<Result<()>> {
+        self.state.abort();
         let (_, execution) = self.begin(batch, &Take::Only(Arc::new(rows))).await?;
-        execution.rows.try_for_each(|_| future::ready(Ok(()))).await
+        let tried = match class == class::EXPRESSION_FAILED {
+            true => execution.rows.try_for_each(|_| future::ready(Ok(()))).await,
+            false => self.sink.probe(&self.sink_batch(batch, true), execution.rows).await,
+        };
+        self.state.abort();
+        match tried {
+            Err(error) if error.class() != class => Err(error),
+            tried => Ok(tried),
+        }
+    }
+
+    fn sink_batch(&self, batch: &Planned, again: bool) -> SinkBatch {
+        SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again }
     }
 
     /// Commits a batch of which all else is durable, and moves on. A commit whose answer got lost is written again, not the batch.

@@ -12,7 +12,7 @@ use perennial_connectors::format::Format;
 use perennial_core::config::HumanDuration;
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
-use perennial_core::job::OnError;
+use perennial_core::on_error::OnError;
 use perennial_core::pace::PaceSettings;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::{OutputMode, SinkFactory};
@@ -51,6 +51,8 @@ pub struct Job {
     pub retry: RetryPolicy,
     /// When to stop trying for a while.
     pub circuit_breaker: BreakerPolicy,
+    /// What is done about errors of which class, where a query does not say otherwise.
+    pub on_error: OnError,
     /// The guarantee that every query must give, if one is demanded.
     pub guarantee: Option<Guarantee>,
     /// The HTTP server.
@@ -285,6 +287,7 @@ impl Job {
                 dead_letters: DeadLetterSettings::default(),
                 retry: RetryPolicy::default(),
                 circuit_breaker: BreakerPolicy::default(),
+                on_error: OnError::default(),
                 guarantee: None,
                 http: HttpSettings::default(),
                 health: HealthSettings::default(),
@@ -371,6 +374,12 @@ impl Job {
             found.check(!query.sql.trim().is_empty(), &format!("queries.{name}.sql"), || {
                 ("the SQL is empty".into(), "write one SELECT over the sources")
             });
+        }
+        let on_errors = self.queries.iter().map(|(name, query)| (format!("queries.{name}.on_error"), &query.on_error));
+        for (path, on_error) in on_errors.chain([("on_error".to_owned(), &self.on_error)]) {
+            for (code, why) in on_error.objections() {
+                found.check(false, &format!("{path}.{code}"), || (why, "`perennial errors` explains the classes"));
+            }
         }
         self.problems_of_settings(&mut found);
         found.0
@@ -633,6 +642,8 @@ impl JobBuilder {
         retry: RetryPolicy;
         /// When to stop trying for a while.
         circuit_breaker: BreakerPolicy;
+        /// What is done about errors of which class, where a query does not say otherwise.
+        on_error: OnError;
         /// The HTTP server.
         http: HttpSettings;
         /// When the job counts as healthy.
@@ -670,6 +681,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .dead_letters(file.dead_letters.clone())
         .retry(file.retry)
         .circuit_breaker(file.circuit_breaker)
+        .on_error(file.on_error.clone())
         .http(file.http.clone())
         .health(file.health.clone())
         .state(file.state.clone())
@@ -717,7 +729,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             JobQuery {
                 sql: query.sql.clone(),
                 output_mode: query.output_mode,
-                on_error: query.on_error,
+                on_error: query.on_error.clone(),
                 watermark_policy: query.watermark_policy,
                 watermark_after_restart: query.watermark_after_restart,
                 no_data_batches: query.no_data_batches,

@@ -130,7 +130,7 @@ async fn plan_query(
         watermark_policy: query.watermark_policy,
         watermark_after_restart: query.watermark_after_restart,
         no_data_batches: query.no_data_batches,
-        on_error: query.on_error,
+        on_error: query.on_error.clone().or(&job.on_error),
     })
 }
 
@@ -204,6 +204,7 @@ fn spec(
         retry: job.retry,
         breaker: job.circuit_breaker,
         guarantee: job.guarantee,
+        controls: Arc::default(),
         batches_to_retain: job.batches_to_retain,
         state,
         observer,

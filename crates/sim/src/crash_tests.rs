@@ -99,6 +99,7 @@ impl World {
             state: Default::default(),
             memory: Default::default(),
             pace: None,
+            controls: Default::default(),
             observer: self.seen.clone(),
         }
     }

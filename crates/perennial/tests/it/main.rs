@@ -12,5 +12,6 @@ mod on_error;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
+mod refused_rows;
 mod support;
 mod tables;

@@ -111,6 +111,11 @@ impl Gate {
         Ok(Self { source: spec.name.clone(), decoder, expectations: spec.expectations.clone(), columns, event_time })
     }
 
+    /// What decodes the records.
+    pub fn decoder(&self) -> &dyn Decoder {
+        self.decoder.as_ref()
+    }
+
     /// The columns that are decoded.
     pub fn schema(&self) -> SchemaRef {
         self.decoder.schema()

@@ -26,6 +26,7 @@ pub mod policy;
 pub mod progress;
 pub mod query;
 pub mod records;
+pub mod replay;
 pub mod sink;
 pub mod source;
 pub mod state;

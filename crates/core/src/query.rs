@@ -12,7 +12,7 @@ use crate::checkpoint::{
     BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
     recover,
 };
-use crate::dead_letter::LetterBatch;
+use crate::dead_letter::{DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
 use crate::env::Env;
 use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
 use crate::guarantee::{self, Computed};
@@ -25,6 +25,7 @@ use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
+use crate::replay::{ReplayRequest, Replayed};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
 use crate::state::{StateRef, StateStore};
@@ -33,6 +34,9 @@ use crate::watermark::{WatermarkAfterRestart, Watermarks};
 
 /// How often a query asks its sources for their lag, which may cost a round trip.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a query looks whether somebody asked to replay dead letters.
+const REPLAY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a query looks for dead letters that are too old.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(3600);
@@ -51,7 +55,7 @@ pub struct Query {
     spec: QuerySpec,
     env: Env,
     job_version: String,
-    dead_letters: Arc<dyn crate::dead_letter::DeadLetters>,
+    dead_letters: Arc<dyn DeadLetters>,
     log: CheckpointLog,
     sources: Vec<OpenSource>,
     tables: Vec<OpenTable>,
@@ -75,6 +79,9 @@ pub struct Query {
     pending: Option<Pending>,
     /// Batches after it that were logged before and run again, too.
     logged: VecDeque<(BatchId, OffsetEntry)>,
+    /// How many requests to replay dead letters the last batch and those before it have taken.
+    replays: u64,
+    replays_at: Option<Duration>,
     /// Where an `available_now` run ends, per source.
     targets: Option<Vec<Option<Offset>>>,
     /// Batches whose logs are there, ascending.
@@ -110,6 +117,8 @@ struct Planned {
     id: BatchId,
     entry: OffsetEntry,
     starts: Vec<Option<Offset>>,
+    /// The request to replay that it runs.
+    replay: Option<Arc<ReplayRequest>>,
     late_watermark_ms: i64,
     /// An earlier attempt may have left traces.
     again: bool,
@@ -235,7 +244,12 @@ impl Query {
         let committed = recovery.base();
         let (mut ends, mut last_watermark_ms, mut last_timestamp_ms) = (vec![None; sources.len()], 0, 0);
         let mut watermark_moved = false;
+        let mut replays = 0;
         if let Some((_, offsets, commit)) = base {
+            replays = offsets.replays;
+            // The process may have died between the commit and the marks.
+            let replayed = commit.perennial.as_ref().map_or(&[][..], |details| &details.replayed);
+            mark_replayed(&env, job.dead_letters.as_ref(), replayed).await;
             watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
             let (inputs, partitions) = match (&commit.perennial, spec.watermark_after_restart) {
                 (Some(details), WatermarkAfterRestart::Keep) => {
@@ -257,7 +271,7 @@ impl Query {
             });
             targets = Some(try_join_all(newest).await?);
         }
-        let mut query = Self {
+        Ok(Self {
             env,
             job_version: job.version.clone(),
             dead_letters: job.dead_letters.clone(),
@@ -276,6 +290,8 @@ impl Query {
             watermark_moved,
             pending: None,
             logged,
+            replays,
+            replays_at: None,
             targets,
             kept: found.offsets,
             memory: job.memory.clone(),
@@ -286,23 +302,36 @@ impl Query {
             lag_at: None,
             expired_at: None,
             spec: spec.clone(),
-        };
-        query.next_logged();
-        Ok(query)
+        })
     }
 
-    /// The next batch that was logged in an earlier life runs again as it was.
-    fn next_logged(&mut self) {
-        let Some((id, entry)) = self.logged.pop_front() else { return };
-        let planned = Planned {
+    /// The next batch that was logged in an earlier life: it runs again as it was.
+    async fn next_logged(&mut self) -> Result<Option<Planned>> {
+        let Some((_, entry)) = self.logged.front() else { return Ok(None) };
+        let replay = match entry.replays > self.replays {
+            true => Some(self.read_replay(self.replays).await?),
+            false => None,
+        };
+        Ok(self.logged.pop_front().map(|(id, entry)| Planned {
             id,
             entry,
             starts: self.ends.clone(),
+            replay,
             late_watermark_ms: self.last_watermark_ms,
             again: true,
             divisible: false,
+        }))
+    }
+
+    /// A request that a batch of the log has taken, and that is therefore there.
+    async fn read_replay(&self, number: u64) -> Result<Arc<ReplayRequest>> {
+        let missing = || {
+            let what = format!(
+                "the request {number} to replay dead letters, which a batch has taken, is gone from _perennial/replays"
+            );
+            Error::new(class::CHECKPOINT_CORRUPT, what)
         };
-        self.pending = Some(Pending::Planned(Box::new(planned)));
+        Ok(Arc::new(self.log.read_replay(number).await?.ok_or_else(missing)?))
     }
 
     /// Number of the next batch.
@@ -339,7 +368,7 @@ impl Query {
             begun => {
                 let planned = match begun {
                     Some(Pending::Planned(planned)) => *planned,
-                    _ => match self.plan_batch().await? {
+                    _ => match self.next_batch_to_run().await? {
                         Some(planned) => planned,
                         None => return Ok(Some(Step::Idle)),
                     },
@@ -403,6 +432,7 @@ impl Query {
         let counts = self.account(batch, &intake, &outcome, written, letters.len() as u64);
         let mut by_class = std::collections::BTreeMap::new();
         letters.iter().for_each(|letter| *by_class.entry(letter.class.code).or_insert(0) += 1);
+        let replayed = batch.replay.as_ref().map(|replay| replay.outcomes(&letters)).transpose()?.unwrap_or_default();
         let letter_batch = LetterBatch {
             query: self.spec.name.clone(),
             batch: batch.id,
@@ -429,6 +459,7 @@ impl Query {
             input_watermarks: self.watermarks.inputs().to_vec(),
             partitions: self.watermarks.partitions(),
             state,
+            replayed,
         };
         let report = BatchReport {
             batch: batch.id,
@@ -521,7 +552,8 @@ impl Query {
             // What is left may still fail together: a key that comes twice.
             let found = guilty.unwrap_or_default();
             let rest = rows.without(found.iter().map(|guilty| (guilty.stream, guilty.row)));
-            guilty = self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
+            guilty =
+                self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
         }
         let mut guilty = guilty.ok_or_else(|| Error::new(class, message))?;
         guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
@@ -576,10 +608,10 @@ impl Query {
         self.last_watermark_ms = planned.entry.watermark_ms;
         self.last_timestamp_ms = planned.entry.timestamp_ms;
         self.ends = planned.entry.offsets;
+        self.replays = planned.entry.replays;
         if self.kept.last().is_none_or(|last| *last < planned.id) {
             self.kept.push(planned.id);
         }
-        self.next_logged();
         report.phases.commit = watch.lap();
         report.finished_at_micros = self.env.clock.now_micros();
 
@@ -591,12 +623,23 @@ impl Query {
                 tracing::warn!(source = %open.name, %error, "the source was not told of the committed batch");
             }
         }
+        if let Some(details) = &commit.perennial {
+            mark_replayed(&self.env, self.dead_letters.as_ref(), &details.replayed).await;
+        }
         if let Err(error) = self.retain(commit.perennial.and_then(|p| p.state)).await {
             tracing::warn!(query = %self.spec.name, %error, "old versions were not removed; it is tried again later");
         }
         report.dead_letters_expired = self.expire_dead_letters().await;
         report.lag = self.lag().await;
         Ok(Step::Committed(report))
+    }
+
+    /// The next batch of the log that is not committed, or a new one.
+    async fn next_batch_to_run(&mut self) -> Result<Option<Planned>> {
+        match self.next_logged().await? {
+            None => self.plan_batch().await,
+            logged => Ok(logged),
+        }
     }
 
     /// Asks the sources what is new and decides what the next batch reads. `None`: there is no reason for a batch.
@@ -618,7 +661,8 @@ impl Query {
         });
         let offsets = try_join_all(latest).await?;
         let no_data = self.watermark_moved && self.spec.no_data_batches && self.spec.plan.wants_no_data_batch();
-        if offsets == self.ends && !no_data {
+        let replay = self.requested_replay().await?;
+        if offsets == self.ends && replay.is_none() && !no_data {
             return Ok(None);
         }
         let conf = Map::from_iter([(
@@ -634,16 +678,35 @@ impl Query {
             epoch: self.log.epoch(),
             sources: self.sources.iter().map(|open| open.name.clone()).collect(),
             plan: self.plan_digest.clone(),
+            replays: self.replays + u64::from(replay.is_some()),
         };
         let divisible = self.did_not_fit.take().is_none_or(|ends| ends != entry.offsets);
         Ok(Some(Planned {
             id: self.next,
             entry,
             starts: self.ends.clone(),
+            replay,
             late_watermark_ms: self.last_watermark_ms,
             again: false,
             divisible,
         }))
+    }
+
+    /// The next request to replay dead letters, looked for now and then.
+    async fn requested_replay(&mut self) -> Result<Option<Arc<ReplayRequest>>> {
+        let now = self.env.clock.monotonic();
+        if self.replays_at.is_some_and(|at| now < at + REPLAY_INTERVAL) {
+            return Ok(None);
+        }
+        let found = self.log.read_replay(self.replays).await?;
+        // Where there was one, another may follow at once.
+        self.replays_at = found.is_none().then_some(now);
+        if let Some(request) = &found {
+            let (entries, records) =
+                (request.entries.len(), request.entries.iter().map(|entry| entry.records.len()).sum::<usize>());
+            tracing::info!(query = %self.spec.name, request = self.replays, entries, records, "dead letters are run again");
+        }
+        Ok(found.map(Arc::new))
     }
 
     /// Reads those static tables again whose rows are no longer good.
@@ -684,12 +747,18 @@ impl Query {
     /// Opens the streams of blocks of one source: what the batch reads of it.
     async fn streams(&self, batch: &Planned, source: usize) -> Result<Vec<InputStream>> {
         let open = &self.sources[source];
-        let Some(end) = batch.entry.offsets.get(source).cloned().flatten() else { return Ok(Vec::new()) };
-        let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
-        if range.is_empty() {
-            return Ok(Vec::new());
+        let mut streams = Vec::new();
+        if let Some(end) = batch.entry.offsets.get(source).cloned().flatten() {
+            let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
+            if !range.is_empty() {
+                let read = open.source.read(&range, self.spec.plan.parallelism()).await;
+                streams = read.at(|| format!("source {}", open.name))?;
+            }
         }
-        open.source.read(&range, self.spec.plan.parallelism()).await.at(|| format!("source {}", open.name))
+        if let Some(replay) = &batch.replay {
+            streams.extend(replay.stream(&open.name, &open.gate)?);
+        }
+        Ok(streams)
     }
 
     /// Closes the accounts of a batch. A sum that does not close is a bug worth an alarm, not worth a stop: the rows are right where
@@ -762,6 +831,22 @@ impl Query {
             }
         }
         self.lag.clone()
+    }
+}
+
+/// Notes what became of dead letters that were run again. What fails is noted at the next start.
+async fn mark_replayed(env: &Env, dead_letters: &dyn DeadLetters, replayed: &[Replayed]) {
+    let timestamp = timestamp_text(env.clock.now_micros());
+    let mark = |entry: &Replayed| Mark {
+        entry: entry.id.clone(),
+        outcome: if entry.failed == 0 { Outcome::Recovered } else { Outcome::FailedAgain },
+        timestamp: timestamp.clone(),
+        failed: entry.failed,
+        note: None,
+    };
+    let marks: Vec<Mark> = replayed.iter().map(mark).collect();
+    if let Err(error) = dead_letters.mark(&marks).await {
+        tracing::warn!(%error, "what became of replayed dead letters was not noted; it is done at the next start");
     }
 }
 

@@ -70,6 +70,7 @@
 use std::sync::Arc;
 
 pub mod catalogue;
+pub mod dlq;
 pub mod http;
 pub mod job;
 pub mod job_file;

@@ -16,8 +16,9 @@ use perennial_core::expectation::{Expectation, Expectations};
 use perennial_core::guarantee::{self, Computed};
 use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
 use perennial_core::memory::MemoryBudget;
+use perennial_core::plan::QueryPlan;
 use perennial_core::progress::Observer;
-use perennial_core::sink::{Sink, SinkContext};
+use perennial_core::sink::{OutputMode, Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
 use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::table::{OpenTable, TableSpec};
@@ -58,15 +59,19 @@ impl Planned {
             functions: job.functions.clone(),
             memory: memory.clone(),
         });
-        let streams = job.sources.iter().map(|(name, source)| stream_table(name, source));
-        let tables: Vec<SourceTable> =
-            streams.chain(job.tables.iter().map(|(name, table)| static_table(name, table))).collect();
+        let tables = tables_of(job);
         let mut queries = Vec::new();
         for (name, query) in &job.queries {
             queries.push(plan_query(job, &planner, &tables, name, query).await?);
         }
         Ok(Self { queries, memory })
     }
+}
+
+/// What queries can read.
+fn tables_of(job: &Job) -> Vec<SourceTable> {
+    let streams = job.sources.iter().map(|(name, source)| stream_table(name, source));
+    streams.chain(job.tables.iter().map(|(name, table)| static_table(name, table))).collect()
 }
 
 fn stream_table(name: &str, source: &JobSource) -> SourceTable {
@@ -227,7 +232,7 @@ impl Ready {
         let env = world::env(checkpoint.store);
         let observer = observer(&env);
         let state = state(job, &planned.memory)?;
-        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer, state), _lock: lock })
+        Ok(Self { spec: spec(job, planned, env, Arc::new(job.open_dead_letters()?), observer, state), _lock: lock })
     }
 }
 
@@ -247,15 +252,34 @@ fn state(job: &Job, memory: &Arc<MemoryBudget>) -> Result<StateOptions> {
     Ok(StateOptions { backend, memory: memory.clone(), ..Default::default() })
 }
 
-fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
-    let path = &job.dead_letters.path;
-    let storage = open_storage(path, "dead_letters.path")?;
-    let journal: Arc<dyn Journal> = match &storage.local {
-        Some(dir) => Arc::new(LocalJournal::new(dir)),
-        None => Arc::new(storage.store.clone()),
-    };
-    let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
-    Ok(Arc::new(letters.with_retention(job.dead_letters.retention.0)))
+impl Job {
+    /// The dead letters of the job, for looking into them.
+    pub fn open_dead_letters(&self) -> Result<FileDeadLetters> {
+        let path = &self.dead_letters.path;
+        let storage = open_storage(path, "dead_letters.path")?;
+        let journal: Arc<dyn Journal> = match &storage.local {
+            Some(dir) => Arc::new(LocalJournal::new(dir)),
+            None => Arc::new(storage.store.clone()),
+        };
+        let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
+        Ok(letters.with_retention(self.dead_letters.retention.0))
+    }
+
+    /// The world in which the job's checkpoint is, for leaving requests in it.
+    pub fn checkpoint_env(&self) -> Result<Env> {
+        Ok(world::env(open_storage(&self.checkpoint, "checkpoint")?.store))
+    }
+
+    /// A plan of other SQL over the job's sources, in one partition.
+    pub(crate) async fn plan_sql(&self, sql: &str) -> Result<Arc<dyn QueryPlan>> {
+        let planner = Planner::new(PlannerOptions {
+            time_zone: self.time_zone.clone(),
+            parallelism: 1,
+            functions: self.functions.clone(),
+            memory: Arc::default(),
+        });
+        planner.plan(sql, &tables_of(self), OutputMode::Append).await
+    }
 }
 
 /// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.

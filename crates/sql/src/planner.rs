@@ -386,6 +386,10 @@ fn stateful_aggregate(
     let Some((last, first)) = two_stages.filter(|(_, first)| *first.mode() == AggregateMode::Partial) else {
         return internal_err!("an aggregate is not planned in two stages");
     };
+    // What an aggregate does not take is known when it is made.
+    for function in last.aggr_expr() {
+        function.create_accumulator()?;
+    }
     let keys = last.group_expr().num_group_exprs();
     let event = node.event.and_then(|event| {
         let (time, _) = first.group_expr().expr().get(event.key)?;

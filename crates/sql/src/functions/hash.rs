@@ -186,10 +186,7 @@ fn update<H: ValueHash>(array: &ArrayRef, rows: &[(usize, usize)], hashes: &mut 
 
 /// The fewest bytes that hold a number: Java's `BigInteger.toByteArray`.
 fn shortest(bytes: &[u8]) -> &[u8] {
-    let redundant = bytes
-        .windows(2)
-        .take_while(|pair| matches!((pair[0], pair[1] >> 7), (0, 0) | (0xff, 1)))
-        .count();
+    let redundant = bytes.windows(2).take_while(|pair| matches!((pair[0], pair[1] >> 7), (0, 0) | (0xff, 1))).count();
     &bytes[redundant..]
 }
 

@@ -8,6 +8,7 @@ use datafusion::common::{Result, ScalarValue};
 
 use super::function::{Arg, Args, Call, Spec, returns};
 use super::types::simple_name;
+use crate::ast::CAST_OPERAND;
 use crate::error::failed;
 
 /// The functions of this file.
@@ -16,6 +17,7 @@ pub(super) static ALL: &[&Spec] = &[
         let name = simple_name(&call.args[0].data_type());
         Ok(Arc::new(StringArray::from_iter_values(std::iter::repeat_n(name, call.rows))))
     }),
+    &Spec::new(CAST_OPERAND, Args::Fixed(2, &[Arg::Any, Arg::Any]), returns::first, |call| call.array(0)),
     &Spec::new("assert_true", Args::Fixed(1, &[Arg::Bool, Arg::Text]), void, assert_true),
     &Spec::new("raise_error", Args::Fixed(1, &[Arg::Text]), void, |call| match call.text(0)?.iter().flatten().next() {
         Some(message) => Err(failed("USER_RAISED_EXCEPTION", message)),

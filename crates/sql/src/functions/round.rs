@@ -36,7 +36,13 @@ fn shorten(value: i256, digits: u32, mode: Mode) -> i256 {
     if digits > 76 {
         let away = value != i256::ZERO && (mode == Mode::Ceiling) == (value > i256::ZERO);
         return match mode {
-            Mode::Ceiling | Mode::Floor if away => if value > i256::ZERO { i256::ONE } else { i256::MINUS_ONE },
+            Mode::Ceiling | Mode::Floor if away => {
+                if value > i256::ZERO {
+                    i256::ONE
+                } else {
+                    i256::MINUS_ONE
+                }
+            }
             _ => i256::ZERO,
         };
     }

@@ -16,6 +16,7 @@ use datafusion::logical_expr::{
     Operator, Projection, Union, ValueOrLambda,
 };
 
+use crate::ast::CAST_OPERAND;
 use crate::functions::cast::cast_to;
 use crate::functions::keys::GroupingKey;
 use crate::functions::negate;
@@ -216,7 +217,8 @@ impl Analysis<'_> {
                 })
             }
             Expr::Case(case) => self.case(case)?,
-            Expr::Cast(cast) => {
+            Expr::Cast(mut cast) => {
+                cast.expr = operand(cast.expr);
                 let from = self.type_of(&cast.expr)?;
                 match (cast.expr.as_ref(), cast.field.data_type()) {
                     // `2L` is a literal, and counts as one.
@@ -226,7 +228,8 @@ impl Analysis<'_> {
                     (_, to) => cast_to(*cast.expr, &from, to, false)?,
                 }
             }
-            Expr::TryCast(cast) => {
+            Expr::TryCast(mut cast) => {
+                cast.expr = operand(cast.expr);
                 let from = self.type_of(&cast.expr)?;
                 cast_to(*cast.expr, &from, cast.field.data_type(), true)?
             }
@@ -415,6 +418,17 @@ impl Analysis<'_> {
             .collect::<Result<_>>()?;
         Ok(Expr::HigherOrderFunction(HigherOrderFunction { func, args }))
     }
+}
+
+/// What is cast, without what told it apart.
+fn operand(mut expr: Box<Expr>) -> Box<Expr> {
+    if let Expr::ScalarFunction(call) = expr.as_mut()
+        && call.func.name() == CAST_OPERAND
+        && !call.args.is_empty()
+    {
+        *expr = call.args.swap_remove(0);
+    }
+    expr
 }
 
 /// A literal that is no zero.

@@ -45,7 +45,9 @@ impl Made<'_> {
         let Some(argument) = self.arguments.exprs.get(at) else { return Ok(None) };
         match argument.downcast_ref::<Literal>() {
             Some(literal) => Ok(Some(literal.value())),
-            None => Err(mismatch("NON_FOLDABLE_INPUT", format!("{what} of {} must be a constant", self.arguments.name))),
+            None => {
+                Err(mismatch("NON_FOLDABLE_INPUT", format!("{what} of {} must be a constant", self.arguments.name)))
+            }
         }
     }
 }

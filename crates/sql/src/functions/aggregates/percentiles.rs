@@ -224,7 +224,8 @@ impl Counted {
         }
         let values = take(&values, &UInt32Array::from(first), None)?;
         let counts = Int64Array::from(sums);
-        (self.values, self.counts) = (vec![values.clone()], vec![Arc::new(counts.clone())]);
+        self.values = vec![values.clone()];
+        self.counts = vec![Arc::new(counts.clone())];
         Ok((values, counts))
     }
 
@@ -249,11 +250,7 @@ impl Counted {
             let (lower, upper) = (position.floor(), position.ceil());
             let (low, high) = (upto(lower as i64 + 1)?, upto(upper as i64 + 1)?);
             let (low, high) = (numbers.value(low), numbers.value(high));
-            Some(if low == high || lower == upper {
-                low
-            } else {
-                (upper - position) * low + (position - lower) * high
-            })
+            Some(if low == high || lower == upper { low } else { (upper - position) * low + (position - lower) * high })
         });
         Ok(Arc::new(between.collect::<datafusion::arrow::array::Float64Array>()))
     }
@@ -313,7 +310,8 @@ impl Accumulator for Counted {
                     let message = format!("the frequency of percentile() is {negative}, and must not be negative");
                     return Err(failed("NEGATIVE_VALUES_IN_FREQUENCY_EXPRESSION", message));
                 }
-                kept = kept.iter().zip(counts.iter()).map(|(k, c)| Some(k == Some(true) && c.unwrap_or(0) > 0)).collect();
+                kept =
+                    kept.iter().zip(counts.iter()).map(|(k, c)| Some(k == Some(true) && c.unwrap_or(0) > 0)).collect();
                 arguments[at].clone()
             }
             None => Arc::new(Int64Array::from_value(1, arguments[0].len())),

@@ -110,7 +110,12 @@ pub(crate) fn session(
         return internal_err!("a function behind an operator is missing");
     };
     // Planners are asked in their order.
-    let operators = SparkOperators { concat, date_add, date_sub, field };
+    let of_times = |function: &Arc<ScalarUDF>| {
+        let name = function.name();
+        name.starts_with("time_") || name.starts_with("interval_")
+    };
+    let times = functions.iter().filter(|function| of_times(function)).cloned().collect();
+    let operators = SparkOperators { concat, date_add, date_sub, times, field };
     builder.expr_planners().get_or_insert_default().insert(0, Arc::new(operators));
     let mut state = builder.build();
     for function in functions::scalar(&session_zone) {

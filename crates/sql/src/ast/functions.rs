@@ -10,17 +10,8 @@ use datafusion::sql::sqlparser::ast::{
     helpers::attached_token::AttachedToken,
 };
 
-/// Parts of dates: `year(x)` is `date_part('year', x)`.
-const DATE_PARTS: &[(&str, &str)] = &[
-    ("year", "year"),
-    ("quarter", "quarter"),
-    ("month", "month"),
-    ("day", "day"),
-    ("dayofmonth", "day"),
-    ("dayofweek", "dayofweek"),
-    ("dayofyear", "doy"),
-    ("weekofyear", "week"),
-];
+use super::intervals;
+use super::tokens::{LIKE_ALL, LIKE_ANY};
 
 /// Name of the function around what is cast. To DataFusion two casts of one value have the same name, whatever their types: this tells
 /// them apart until the types are known.
@@ -73,16 +64,13 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
             let matches = call("rlike", vec![expr.as_ref().clone(), pattern.as_ref().clone()]);
             Some(if *negated { not(matches) } else { matches })
         }
-        Expr::ILike { negated, expr, pattern, any: false, escape_char: None } => {
-            let lower = |expr: &Expr| Box::new(call("lower", vec![expr.clone()]));
-            Some(Expr::Like {
-                negated: *negated,
-                any: false,
-                expr: lower(expr),
-                pattern: lower(pattern),
-                escape_char: None,
-            })
+        Expr::Like { negated, expr, pattern, escape_char, .. } => {
+            like("spark_like", *negated, expr, pattern, escape_char)
         }
+        Expr::ILike { negated, expr, pattern, escape_char, .. } => {
+            like("spark_ilike", *negated, expr, pattern, escape_char)
+        }
+        Expr::Interval(interval) => intervals::rewritten(interval),
         Expr::Struct { values, .. } => Some(struct_of(values)),
         Expr::Position { expr, r#in } => Some(call("locate", vec![expr.as_ref().clone(), r#in.as_ref().clone()])),
         Expr::Trim { expr, trim_where, trim_what, trim_characters: None } => {
@@ -150,11 +138,6 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                 args[0] = text(&unit);
                 return Some(call(own, args));
             }
-            if let Some((_, part)) = DATE_PARTS.iter().find(|(spark, _)| *spark == name)
-                && let [of] = args.as_slice()
-            {
-                return Some(call("date_part", vec![text(part), of.clone()]));
-            }
             match (name.as_str(), args.as_slice()) {
                 ("nvl2", [of, then, otherwise]) => {
                     Some(case(Expr::IsNotNull(Box::new(of.clone())), then.clone(), Some(otherwise.clone())))
@@ -178,6 +161,20 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     Some(Expr::Function(with_arguments(function, &name, of)))
                 }
                 ("struct", _) => Some(struct_of(&args)),
+                // The fields have the names of columns, or else are numbered.
+                ("arrays_zip", _) => {
+                    let named = args.iter().enumerate().flat_map(|(at, array)| {
+                        let name = match array {
+                            Expr::Identifier(name) => name.value.clone(),
+                            Expr::CompoundIdentifier(parts) => {
+                                parts.last().map(|name| name.value.clone()).unwrap_or_default()
+                            }
+                            _ => at.to_string(),
+                        };
+                        [text(&name), array.clone()]
+                    });
+                    Some(call("arrays_zip_named", named.collect()))
+                }
                 ("array_sort", [_, Expr::Lambda(_)]) => Some(call("array_sort_by", args)),
                 ("if", [condition, then, otherwise]) => {
                     Some(case(condition.clone(), then.clone(), Some(otherwise.clone())))
@@ -195,22 +192,15 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     right: Box::new(right.clone()),
                 }),
                 ("decode", [of, rest @ ..]) if rest.len() > 1 => Some(decode(of, rest)),
-                ("like" | "ilike", [of, pattern]) => rewrite(&Expr::ILike {
-                    negated: false,
-                    any: false,
-                    expr: Box::new(of.clone()),
-                    pattern: Box::new(pattern.clone()),
-                    escape_char: None,
-                })
-                .filter(|_| name == "ilike")
-                .or_else(|| {
-                    Some(Expr::Like {
-                        negated: false,
-                        any: false,
-                        expr: Box::new(of.clone()),
-                        pattern: Box::new(pattern.clone()),
-                        escape_char: None,
-                    })
+                ("like", [_, _] | [_, _, _]) => Some(call("spark_like", args)),
+                ("ilike", [_, _] | [_, _, _]) => Some(call("spark_ilike", args)),
+                ("unix_timestamp" | "to_unix_timestamp", []) => Some(call(&name, vec![call("now", Vec::new())])),
+                ("localtimestamp", []) => Some(Expr::Cast {
+                    kind: CastKind::Cast,
+                    expr: Box::new(call("now", Vec::new())),
+                    data_type: DataType::TimestampNtz(None),
+                    array: false,
+                    format: None,
                 }),
                 _ => None,
             }
@@ -279,6 +269,29 @@ fn unit_of(expr: &Expr) -> Option<String> {
         Expr::Identifier(unit) => Some(unit.value.clone()),
         _ => None,
     }
+}
+
+/// `x LIKE pattern`; of several patterns any, or all.
+fn like(name: &str, negated: bool, of: &Expr, pattern: &Expr, escape: &Option<ValueWithSpan>) -> Option<Expr> {
+    let one = |pattern: &Expr| {
+        let mut args = vec![of.clone(), pattern.clone()];
+        args.extend(escape.iter().map(|escape| Expr::Value(escape.clone())));
+        let matches = call(name, args);
+        if negated { not(matches) } else { matches }
+    };
+    let Expr::Function(function) = pattern else { return Some(one(pattern)) };
+    let op = match function.name.to_string().trim_matches('`') {
+        LIKE_ANY => BinaryOperator::Or,
+        LIKE_ALL => BinaryOperator::And,
+        _ => return Some(one(pattern)),
+    };
+    let mut patterns = arguments(function)?.into_iter();
+    let first = one(&patterns.next()?);
+    Some(Expr::Nested(Box::new(patterns.fold(first, |left, pattern| Expr::BinaryOp {
+        left: Box::new(left),
+        op: op.clone(),
+        right: Box::new(one(&pattern)),
+    }))))
 }
 
 fn not(expr: Expr) -> Expr {

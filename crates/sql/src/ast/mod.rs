@@ -20,6 +20,7 @@ use datafusion::sql::sqlparser::ast::{
 mod functions;
 mod generators;
 mod grouping;
+mod intervals;
 mod joins;
 mod names;
 mod tokens;

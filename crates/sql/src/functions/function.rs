@@ -39,6 +39,8 @@ pub(crate) enum Arg {
     Date,
     /// TIMESTAMP.
     Timestamp,
+    /// TIMESTAMP in the session's zone.
+    Moment,
     /// Any array, as it is.
     Array,
     /// Any map, as it is.
@@ -290,7 +292,7 @@ impl Function {
             Arg::TextOrBytes => DataType::Utf8,
             Arg::Date => DataType::Date32,
             Arg::Timestamp if matches!(from, DataType::Timestamp(_, None)) => return Ok(from.clone()),
-            Arg::Timestamp => types::timestamp(&self.zone),
+            Arg::Timestamp | Arg::Moment => types::timestamp(&self.zone),
             Arg::Array if matches!(from, DataType::List(_) | DataType::Null) => return Ok(from.clone()),
             Arg::Map if matches!(from, DataType::Map(..) | DataType::Null) => return Ok(from.clone()),
             Arg::Array | Arg::Map => DataType::Null,

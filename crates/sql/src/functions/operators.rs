@@ -21,8 +21,30 @@ pub(crate) struct SparkOperators {
     /// `date_add` and `date_sub`, for a date and a number of days.
     pub(crate) date_add: Arc<ScalarUDF>,
     pub(crate) date_sub: Arc<ScalarUDF>,
+    /// The functions of times and intervals.
+    pub(crate) times: Vec<Arc<ScalarUDF>>,
     /// A field of a struct, or of every struct of an array.
     pub(crate) field: Arc<ScalarUDF>,
+}
+
+/// The function of an operator with an interval, or with two times; and whether it takes its operands the other way around.
+fn of_intervals(operation: Operation, left: &DataType, right: &DataType) -> Option<(&'static str, bool)> {
+    let is_interval = |data_type: &DataType| matches!(data_type, DataType::Interval(_) | DataType::Duration(_));
+    let is_point = |data_type: &DataType| matches!(data_type, DataType::Date32 | DataType::Timestamp(..));
+    let is_text = |data_type: &DataType| is_string(data_type) || data_type.is_null();
+    Some(match operation {
+        Operation::Add if is_interval(left) && is_interval(right) => ("interval_add", false),
+        Operation::Add if is_interval(right) => ("time_add", false),
+        Operation::Add if is_interval(left) => ("time_add", true),
+        Operation::Subtract if is_interval(left) && is_interval(right) => ("interval_subtract", false),
+        Operation::Subtract if is_interval(right) => ("time_subtract", false),
+        Operation::Subtract if is_point(left) && (is_point(right) || is_string(right)) => ("time_between", false),
+        Operation::Subtract if is_text(left) && is_point(right) => ("time_between", false),
+        Operation::Multiply if is_interval(left) && !is_interval(right) => ("interval_multiply", false),
+        Operation::Multiply if is_interval(right) && !is_interval(left) => ("interval_multiply", true),
+        Operation::Divide if is_interval(left) && !is_interval(right) => ("interval_divide", false),
+        _ => return None,
+    })
 }
 
 fn is_time(data_type: &DataType) -> bool {
@@ -69,6 +91,13 @@ impl ExprPlanner for SparkOperators {
             _ => return with_text_read(expr, schema),
         };
         let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+        if let Some((name, swapped)) = of_intervals(operation, &left, &right) {
+            let Some(function) = self.times.iter().find(|function| function.name() == name) else {
+                return Ok(PlannerResult::Original(expr));
+            };
+            let (left, right) = if swapped { (expr.right, expr.left) } else { (expr.left, expr.right) };
+            return Ok(PlannerResult::Planned(call(function, left, right)));
+        }
         if !is_time(&left) && !is_time(&right) {
             return Ok(PlannerResult::Planned(Arithmetic::call(operation, expr.left, expr.right)));
         }

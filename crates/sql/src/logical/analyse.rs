@@ -18,6 +18,7 @@ use datafusion::logical_expr::{
 
 use crate::ast::CAST_OPERAND;
 use crate::functions::cast::cast_to;
+use crate::functions::intervals;
 use crate::functions::keys::GroupingKey;
 use crate::functions::negate;
 use crate::functions::types::{common, common_of, is_decimal, is_float, is_string, mismatch, sql_name};
@@ -278,6 +279,11 @@ impl Analysis<'_> {
             | Operator::GtEq
             | Operator::IsDistinctFrom
             | Operator::IsNotDistinctFrom => {
+                let is_interval = |data_type: &DataType| matches!(data_type, DataType::Interval(_));
+                if is_interval(&l) && is_interval(&r) {
+                    let (left, right) = (Box::new(intervals::order(*left)), Box::new(intervals::order(*right)));
+                    return Ok(Expr::BinaryExpr(BinaryExpr { left, op, right }));
+                }
                 let Some(common) = common(&l, &r) else {
                     return Err(mismatch(
                         "BINARY_OP_DIFF_TYPES",

@@ -1,7 +1,7 @@
 //! Spark's CAST in ANSI mode: what does not fit is an error, or NULL in `try_cast`.
 
-mod numbers;
-mod read;
+pub(crate) mod numbers;
+pub(crate) mod read;
 pub(crate) mod show;
 pub(crate) mod time;
 

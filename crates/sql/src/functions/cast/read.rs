@@ -259,8 +259,38 @@ pub(crate) fn parse_zone(text: &str) -> Option<Tz> {
         };
         return (hours <= 18 && minutes < 60).then(|| format!("{sign}{hours:02}:{minutes:02}").parse().ok())?;
     }
-    text.parse().ok()
+    let named = SHORT_ZONES.iter().find(|(short, _)| *short == text).map_or(text, |(_, zone)| *zone);
+    named.parse().ok()
 }
+
+/// Java's short names of zones, other than those that are zones by themselves.
+const SHORT_ZONES: &[(&str, &str)] = &[
+    ("ACT", "Australia/Darwin"),
+    ("AET", "Australia/Sydney"),
+    ("AGT", "America/Argentina/Buenos_Aires"),
+    ("ART", "Africa/Cairo"),
+    ("AST", "America/Anchorage"),
+    ("BET", "America/Sao_Paulo"),
+    ("BST", "Asia/Dhaka"),
+    ("CAT", "Africa/Harare"),
+    ("CNT", "America/St_Johns"),
+    ("CST", "America/Chicago"),
+    ("CTT", "Asia/Shanghai"),
+    ("EAT", "Africa/Addis_Ababa"),
+    ("ECT", "Europe/Paris"),
+    ("IET", "America/Indiana/Indianapolis"),
+    ("IST", "Asia/Kolkata"),
+    ("JST", "Asia/Tokyo"),
+    ("MIT", "Pacific/Apia"),
+    ("NET", "Asia/Yerevan"),
+    ("NST", "Pacific/Auckland"),
+    ("PLT", "Asia/Karachi"),
+    ("PNT", "America/Phoenix"),
+    ("PRT", "America/Puerto_Rico"),
+    ("PST", "America/Los_Angeles"),
+    ("SST", "Pacific/Guadalcanal"),
+    ("VST", "Asia/Ho_Chi_Minh"),
+];
 
 #[cfg(test)]
 mod tests {

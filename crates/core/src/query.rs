@@ -14,12 +14,15 @@ use crate::checkpoint::{
 };
 use crate::dead_letter::LetterBatch;
 use crate::env::Env;
-use crate::error::{Error, ErrorKind, Result, ResultExt, class};
+use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
 use crate::guarantee::{self, Computed};
 use crate::intake::{Gate, Intake, Take};
-use crate::isolate::{Guilty, RowSet, Search};
-use crate::job::{JobSpec, OnError, QuerySpec, Trigger};
+use crate::isolate::{Guilty, PrefixSearch, RowSet, Search};
+use crate::job::{JobSpec, QuerySpec, Trigger};
+use crate::memory::MemoryBudget;
 use crate::offset::{Offset, OffsetRange};
+use crate::on_error::Reaction;
+use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
@@ -76,6 +79,13 @@ pub struct Query {
     targets: Option<Vec<Option<Offset>>>,
     /// Batches whose logs are there, ascending.
     kept: Vec<BatchId>,
+    memory: Arc<MemoryBudget>,
+    /// How large the next batch is, where something limits it.
+    pace: Option<Pace>,
+    /// Where a batch ended that did not fit into the memory.
+    did_not_fit: Option<Vec<Option<Offset>>>,
+    /// Records that the last attempt at a batch read.
+    attempted: u64,
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
     expired_at: Option<Duration>,
@@ -103,6 +113,8 @@ struct Planned {
     late_watermark_ms: i64,
     /// An earlier attempt may have left traces.
     again: bool,
+    /// Nobody has seen it yet, and there may be a smaller one in its place.
+    divisible: bool,
 }
 
 /// A batch whose rows are written and whose state is not staged yet.
@@ -236,10 +248,12 @@ impl Query {
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
         }
+        let pace = Pace::new(job.pace, job.memory.limit().is_some());
         let mut targets = None;
         if job.trigger == Trigger::AvailableNow {
-            let newest = sources.iter().zip(&ends).map(|(open, start)| async move {
-                open.source.newest(start.as_ref()).await.at(|| format!("source {}", open.name))
+            let limit = ReadLimit { max_records: pace.as_ref().map(Pace::limit), until: None };
+            let newest = sources.iter().zip(&ends).map(|(open, start)| async {
+                open.source.newest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))
             });
             targets = Some(try_join_all(newest).await?);
         }
@@ -264,6 +278,10 @@ impl Query {
             logged,
             targets,
             kept: found.offsets,
+            memory: job.memory.clone(),
+            pace,
+            did_not_fit: None,
+            attempted: 0,
             lag: Vec::new(),
             lag_at: None,
             expired_at: None,
@@ -276,8 +294,14 @@ impl Query {
     /// The next batch that was logged in an earlier life runs again as it was.
     fn next_logged(&mut self) {
         let Some((id, entry)) = self.logged.pop_front() else { return };
-        let planned =
-            Planned { id, entry, starts: self.ends.clone(), late_watermark_ms: self.last_watermark_ms, again: true };
+        let planned = Planned {
+            id,
+            entry,
+            starts: self.ends.clone(),
+            late_watermark_ms: self.last_watermark_ms,
+            again: true,
+            divisible: false,
+        };
         self.pending = Some(Pending::Planned(Box::new(planned)));
     }
 
@@ -294,7 +318,18 @@ impl Query {
     /// Runs the next batch, or the one that was begun and is not committed. After an error the same batch is run again by the next
     /// call, with the same ranges, watermark and timestamp.
     pub async fn run_batch(&mut self) -> Result<Step> {
+        loop {
+            if let Some(step) = self.try_batch().await? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// `None`: the batch did not fit into the memory; a smaller one takes its place.
+    async fn try_batch(&mut self) -> Result<Option<Step>> {
         let mut watch = Stopwatch::start(&self.env);
+        self.memory.take_peak();
+        let held = self.memory.used();
         if self.state.is_broken() && !matches!(self.pending, Some(Pending::Executed(_))) {
             let loaded = self.state.reload().await.at(|| "state".into())?;
             tracing::warn!(query = %self.spec.name, rows = loaded.rows, "the state was loaded anew after its local disk failed");
@@ -306,7 +341,7 @@ impl Query {
                     Some(Pending::Planned(planned)) => *planned,
                     _ => match self.plan_batch().await? {
                         Some(planned) => planned,
-                        None => return Ok(Step::Idle),
+                        None => return Ok(Some(Step::Idle)),
                     },
                 };
                 let trigger = watch.lap();
@@ -314,13 +349,37 @@ impl Query {
                     Ok(executed) => executed,
                     Err(error) => {
                         self.state.abort();
-                        self.pending = Some(Pending::Planned(Box::new(Planned { again: true, ..planned })));
+                        if error.class() == class::MEMORY_LIMIT && planned.divisible && self.take_back(&planned).await?
+                        {
+                            return Ok(None);
+                        }
+                        let again = Planned { again: true, divisible: false, ..planned };
+                        self.pending = Some(Pending::Planned(Box::new(again)));
                         return Err(error);
                     }
                 }
             }
         };
-        self.commit(executed).await
+        let step = self.commit(executed).await?;
+        if let (Step::Committed(report), Some(pace)) = (&step, &mut self.pace) {
+            let memory = self.memory.take_peak().saturating_sub(held);
+            let free = self.memory.limit().map(|limit| limit.saturating_sub(self.memory.used()));
+            pace.committed(Took { records: report.counts.read, time: report.phases.total(), memory }, free);
+        }
+        Ok(Some(step))
+    }
+
+    /// Makes room for a smaller batch in the place of one that did not fit into the memory, if there can be one.
+    async fn take_back(&mut self, batch: &Planned) -> Result<bool> {
+        let Some(pace) = &mut self.pace else { return Ok(false) };
+        if !pace.did_not_fit(self.attempted) {
+            return Ok(false);
+        }
+        let next = pace.limit();
+        self.log.withdraw_offsets(batch.id).await?;
+        tracing::warn!(query = %self.spec.name, batch = batch.id, read = self.attempted, next, "the batch did not fit into the memory; a smaller one takes its place");
+        self.did_not_fit = Some(batch.entry.offsets.clone());
+        Ok(true)
     }
 
     /// The stages of a batch up to the point where all but the commit is durable.
@@ -393,23 +452,40 @@ impl Query {
         Ok(Executed { planned: batch.clone(), commit, report: Box::new(report) })
     }
 
-    /// From the sources to the sink. Rows on which an expression fails are left aside where the job file says so.
+    /// From the sources to the sink. Rows that are at fault for an error are left aside where the job file says so.
     async fn process(&mut self, batch: &Planned) -> Result<Processed> {
-        match self.attempt(batch, &Take::All, batch.again).await {
-            Err(error) if error.class() == class::EXPRESSION_FAILED && self.spec.on_error == OnError::DeadLetter => {
-                let guilty = Arc::new(self.isolate(batch, error).await?);
-                tracing::warn!(query = %self.spec.name, batch = batch.id, rows = guilty.len(), "rows on which an expression fails go to the dead letters");
-                self.attempt(batch, &Take::Without(guilty), true).await
+        let error = match self.attempt(batch, &Take::All, batch.again).await {
+            Ok(processed) => return Ok(processed),
+            Err(error) => error,
+        };
+        let class = error.class().code;
+        let take = match self.spec.on_error.reaction(error.class()) {
+            Reaction::Isolate if error.class() == class::EXPRESSION_FAILED || self.can_probe() => {
+                let guilty = self.isolate(batch, error).await?;
+                tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, rows = guilty.len(), "rows that fail go to the dead letters");
+                Take::Without(Arc::new(guilty))
             }
-            result => result,
-        }
+            Reaction::DeadLetterBatch => {
+                tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, "all rows of the batch go to the dead letters: {error}");
+                Take::Nothing(Arc::new(error))
+            }
+            _ => return Err(error),
+        };
+        self.state.abort();
+        self.attempt(batch, &take, true).await
     }
 
-    async fn attempt(&self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
+    /// Whether rows that the sink refuses can be told by the records that they come from: only where each row comes from one record.
+    fn can_probe(&self) -> bool {
+        self.spec.plan.state().is_empty() && self.sink.can_probe()
+    }
+
+    async fn attempt(&mut self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
         let (intake, execution) = self.begin(batch, take).await?;
-        let sink_batch =
-            SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again };
-        let written = self.sink.write(&sink_batch, execution.rows).await?;
+        let sink_batch = self.sink_batch(batch, again);
+        let written = self.sink.write(&sink_batch, execution.rows).await;
+        self.attempted = intake.read();
+        let written = written?;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written })
     }
 
@@ -427,7 +503,7 @@ impl Query {
         Ok((intake, execution))
     }
 
-    /// Finds the rows on which the plan fails. Gives the error back where it is not the fault of single rows.
+    /// Finds the rows that are at fault for an error. Gives the error back where it is not the fault of single rows.
     async fn isolate(&mut self, batch: &Planned, error: Error) -> Result<Vec<Guilty>> {
         let mut rows = RowSet::default();
         for (number, open) in self.sources.iter().enumerate() {
@@ -435,24 +511,55 @@ impl Query {
                 rows.push((number, stream), 0..open.gate.count(blocks).await?);
             }
         }
-        let message = error.to_string();
-        let mut search = Search::new(rows, error);
-        self.state.abort();
+        let (class, message) = (error.class(), error.to_string());
+        let mut search = Search::new(rows.clone(), error);
         while let Some(rows) = search.next() {
-            let tried = self.try_rows(batch, rows).await;
-            self.state.abort();
-            match tried {
-                Err(error) if error.class() != class::EXPRESSION_FAILED => return Err(error),
-                tried => search.tell(tried),
-            }
+            search.tell(self.try_rows(batch, rows, class).await?);
         }
-        search.guilty().ok_or_else(|| Error::new(class::EXPRESSION_FAILED, message))
+        let mut guilty = search.guilty();
+        if class == class::CONSTRAINT_VIOLATION {
+            // What is left may still fail together: a key that comes twice.
+            let found = guilty.unwrap_or_default();
+            let rest = rows.without(found.iter().map(|guilty| (guilty.stream, guilty.row)));
+            guilty = self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
+        }
+        let mut guilty = guilty.ok_or_else(|| Error::new(class, message))?;
+        guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
+        Ok(guilty)
     }
 
-    /// Runs the plan over some rows, for nothing but whether it fails.
-    async fn try_rows(&self, batch: &Planned, rows: RowSet) -> Result<()> {
+    /// Finds the rows that fail together with rows before them.
+    async fn isolate_repeated(
+        &mut self,
+        batch: &Planned,
+        rows: RowSet,
+        class: &'static ErrorClass,
+    ) -> Result<Option<Vec<Guilty>>> {
+        let Err(error) = self.try_rows(batch, rows.clone(), class).await? else { return Ok(Some(Vec::new())) };
+        let mut search = PrefixSearch::new(rows, error);
+        while let Some(rows) = search.next() {
+            search.tell(self.try_rows(batch, rows, class).await?);
+        }
+        Ok(search.guilty())
+    }
+
+    /// Tries some rows, for nothing but whether they fail with an error of this class: against the plan, or against the sink.
+    async fn try_rows(&mut self, batch: &Planned, rows: RowSet, class: &'static ErrorClass) -> Result<Result<()>> {
+        self.state.abort();
         let (_, execution) = self.begin(batch, &Take::Only(Arc::new(rows))).await?;
-        execution.rows.try_for_each(|_| future::ready(Ok(()))).await
+        let tried = match class == class::EXPRESSION_FAILED {
+            true => execution.rows.try_for_each(|_| future::ready(Ok(()))).await,
+            false => self.sink.probe(&self.sink_batch(batch, true), execution.rows).await,
+        };
+        self.state.abort();
+        match tried {
+            Err(error) if error.class() != class => Err(error),
+            tried => Ok(tried),
+        }
+    }
+
+    fn sink_batch(&self, batch: &Planned, again: bool) -> SinkBatch {
+        SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again }
     }
 
     /// Commits a batch of which all else is durable, and moves on. A commit whose answer got lost is written again, not the batch.
@@ -494,6 +601,7 @@ impl Query {
 
     /// Asks the sources what is new and decides what the next batch reads. `None`: there is no reason for a batch.
     async fn plan_batch(&mut self) -> Result<Option<Planned>> {
+        let max_records = self.pace.as_ref().map(Pace::limit);
         let latest = self.sources.iter().zip(&self.ends).enumerate().map(|(index, (open, start))| {
             let target = self.targets.as_ref().map(|targets| targets[index].clone());
             async move {
@@ -501,7 +609,7 @@ impl Query {
                     // There was nothing to read when the run began.
                     Some(None) => None,
                     until => {
-                        let limit = ReadLimit { max_records: None, until: until.flatten() };
+                        let limit = ReadLimit { max_records, until: until.flatten() };
                         open.source.latest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))?
                     }
                 };
@@ -527,12 +635,14 @@ impl Query {
             sources: self.sources.iter().map(|open| open.name.clone()).collect(),
             plan: self.plan_digest.clone(),
         };
+        let divisible = self.did_not_fit.take().is_none_or(|ends| ends != entry.offsets);
         Ok(Some(Planned {
             id: self.next,
             entry,
             starts: self.ends.clone(),
             late_watermark_ms: self.last_watermark_ms,
             again: false,
+            divisible,
         }))
     }
 

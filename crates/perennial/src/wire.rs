@@ -15,6 +15,7 @@ use perennial_core::error::{Error, Result, ResultExt};
 use perennial_core::expectation::{Expectation, Expectations};
 use perennial_core::guarantee::{self, Computed};
 use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
+use perennial_core::memory::MemoryBudget;
 use perennial_core::progress::Observer;
 use perennial_core::sink::{Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
@@ -43,15 +44,19 @@ fn fault(path: impl Into<String>) -> impl FnOnce(Error) -> Fault {
 /// A job whose SQL is planned. It has touched nothing outside.
 pub(crate) struct Planned {
     pub queries: Vec<QuerySpec>,
+    /// What the queries share.
+    memory: Arc<MemoryBudget>,
 }
 
 impl Planned {
     /// Plans all queries and compiles all expectations.
     pub async fn new(job: &Job) -> Result<Self, Fault> {
+        let memory = MemoryBudget::new(job.memory.limit.map(|limit| limit.0));
         let planner = Planner::new(PlannerOptions {
             time_zone: job.time_zone.clone(),
             parallelism: job.parallelism,
             functions: job.functions.clone(),
+            memory: memory.clone(),
         });
         let streams = job.sources.iter().map(|(name, source)| stream_table(name, source));
         let tables: Vec<SourceTable> =
@@ -60,7 +65,7 @@ impl Planned {
         for (name, query) in &job.queries {
             queries.push(plan_query(job, &planner, &tables, name, query).await?);
         }
-        Ok(Self { queries })
+        Ok(Self { queries, memory })
     }
 }
 
@@ -125,7 +130,7 @@ async fn plan_query(
         watermark_policy: query.watermark_policy,
         watermark_after_restart: query.watermark_after_restart,
         no_data_batches: query.no_data_batches,
-        on_error: query.on_error,
+        on_error: query.on_error.clone().or(&job.on_error),
     })
 }
 
@@ -175,7 +180,8 @@ impl Job {
         observer: Arc<dyn Observer>,
     ) -> Result<JobSpec> {
         let planned = Planned::new(self).await.map_err(|fault| fault.error.at(fault.path))?;
-        Ok(spec(self, planned, env, dead_letters, observer, StateOptions::default()))
+        let state = StateOptions { memory: planned.memory.clone(), ..StateOptions::default() };
+        Ok(spec(self, planned, env, dead_letters, observer, state))
     }
 }
 
@@ -191,11 +197,14 @@ fn spec(
         name: job.name.clone(),
         version: job.version.clone(),
         queries: planned.queries,
+        memory: planned.memory,
+        pace: job.backpressure,
         trigger: job.trigger.into(),
         dead_letters,
         retry: job.retry,
         breaker: job.circuit_breaker,
         guarantee: job.guarantee,
+        controls: Arc::default(),
         batches_to_retain: job.batches_to_retain,
         state,
         observer,
@@ -217,7 +226,8 @@ impl Ready {
         let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
         let env = world::env(checkpoint.store);
         let observer = observer(&env);
-        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer, state(job)?), _lock: lock })
+        let state = state(job, &planned.memory)?;
+        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer, state), _lock: lock })
     }
 }
 
@@ -225,7 +235,7 @@ fn open_storage(path: &str, setting: &str) -> Result<Storage> {
     storage::open(path, &StorageOptions::default()).at(|| format!("{setting}: {path}"))
 }
 
-fn state(job: &Job) -> Result<StateOptions> {
+fn state(job: &Job, memory: &Arc<MemoryBudget>) -> Result<StateOptions> {
     let backend = match job.state.backend {
         StateBackend::Memory => Backend::Memory,
         StateBackend::Disk => {
@@ -234,7 +244,7 @@ fn state(job: &Job) -> Result<StateOptions> {
             Backend::Disk(DiskOptions { scratch: Arc::new(scratch), cache_bytes: job.state.cache.0 })
         }
     };
-    Ok(StateOptions { backend, ..Default::default() })
+    Ok(StateOptions { backend, memory: memory.clone(), ..Default::default() })
 }
 
 fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {

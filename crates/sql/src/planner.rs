@@ -24,6 +24,7 @@ use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::parser::ParserError;
 use perennial_core::Result;
 use perennial_core::error::{Error, class};
+use perennial_core::memory::MemoryBudget;
 use perennial_core::plan::{Predicate, QueryPlan};
 use perennial_core::sink::OutputMode;
 
@@ -63,12 +64,14 @@ pub struct PlannerOptions {
     pub parallelism: usize,
     /// Further scalar functions. One with the name of a built-in function replaces it.
     pub functions: Vec<Arc<ScalarUDF>>,
+    /// What the operators may hold while a batch runs.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Default for PlannerOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        Self { time_zone: "UTC".to_owned(), parallelism: cores, functions: Vec::new() }
+        Self { time_zone: "UTC".to_owned(), parallelism: cores, functions: Vec::new(), memory: Arc::default() }
     }
 }
 
@@ -79,6 +82,7 @@ impl fmt::Debug for PlannerOptions {
             .field("time_zone", &self.time_zone)
             .field("parallelism", &self.parallelism)
             .field("functions", &functions)
+            .field("memory", &self.memory)
             .finish()
     }
 }

@@ -232,6 +232,11 @@ impl CheckpointLog {
         self.create(&self.path("offsets", batch), entry.encode().into()).await
     }
 
+    /// Takes back what batch N reads, so that it can be logged anew: only for a batch of which nothing was written anywhere.
+    pub async fn withdraw_offsets(&self, batch: BatchId) -> Result<()> {
+        Ok(self.env.storage.delete(&self.path("offsets", batch)).await?)
+    }
+
     /// `commits/N`.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ commands! {
     schema::Schema;
     simulate::Simulate;
     checkpoint::Checkpoint;
+    errors::Errors;
     #[command(hide = true)]
     reference::Reference;
 }

@@ -7,9 +7,11 @@ mod bad_input;
 mod bad_kafka;
 mod checkpoint;
 mod cli;
+mod memory;
 mod on_error;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
+mod refused_rows;
 mod support;
 mod tables;

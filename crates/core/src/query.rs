@@ -521,7 +521,8 @@ impl Query {
             // What is left may still fail together: a key that comes twice.
             let found = guilty.unwrap_or_default();
             let rest = rows.without(found.iter().map(|guilty| (guilty.stream, guilty.row)));
-            guilty = self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
+            guilty =
+                self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
         }
         let mut guilty = guilty.ok_or_else(|| Error::new(class, message))?;
         guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));

@@ -25,6 +25,8 @@ use crate::functions::types::{common, common_of, is_decimal, is_float, is_string
 
 /// Functions of DataFusion whose arguments must have one type.
 const OF_ONE_TYPE: &[&str] = &["coalesce", "nullif", "nvl", "greatest", "least"];
+/// Those of them that have the greatest or the least value.
+const EXTREMES: &[&str] = &["greatest", "least"];
 /// Functions where an integer literal beside a DECIMAL has just as many digits as it is written with.
 const DECIMAL_ARITHMETIC: &[&str] = &["add", "subtract", "multiply", "divide", "div", "remainder", "pmod"];
 
@@ -256,6 +258,15 @@ impl Analysis<'_> {
         }
     }
 
+    /// The condition of a branch, where text is not read.
+    fn branch(&self, expr: Box<Expr>) -> Result<Box<Expr>> {
+        let data_type = self.type_of(&expr)?;
+        if is_string(&data_type) {
+            return Err(mismatch("UNEXPECTED_INPUT_TYPE", "a condition of CASE or if() must be BOOLEAN, not STRING"));
+        }
+        self.condition(expr, "WHEN")
+    }
+
     fn binary(&self, binary: BinaryExpr) -> Result<Expr> {
         let BinaryExpr { left, op, right } = binary;
         let (l, r) = (self.type_of(&left)?, self.type_of(&right)?);
@@ -337,8 +348,7 @@ impl Analysis<'_> {
                 Some(self.boxed(operand, &common)?)
             }
             None => {
-                conditions =
-                    conditions.into_iter().map(|condition| self.condition(condition, "WHEN")).collect::<Result<_>>()?;
+                conditions = conditions.into_iter().map(|condition| self.branch(condition)).collect::<Result<_>>()?;
                 None
             }
         };
@@ -363,6 +373,18 @@ impl Analysis<'_> {
         let name = func.name();
         if OF_ONE_TYPE.contains(&name) {
             let types = args.iter().map(|arg| self.type_of(arg)).collect::<Result<Vec<_>>>()?;
+            // Text beside another type is not read here.
+            let texts = types.iter().filter(|data_type| is_string(data_type)).count();
+            let others = types.iter().filter(|data_type| !is_string(data_type) && !data_type.is_null()).count();
+            if EXTREMES.contains(&name) && texts > 0 && others > 0 {
+                return Err(different(name, &types));
+            }
+            if EXTREMES.contains(&name) && args.len() < 2 {
+                return Err(crate::error::refused_analysis(
+                    "WRONG_NUM_ARGS.WITHOUT_SUGGESTION",
+                    format!("{name}() needs at least 2 arguments"),
+                ));
+            }
             let Some(common) = common_of(&types) else { return Err(different(name, &types)) };
             args = args.into_iter().map(|arg| self.cast(arg, &common)).collect::<Result<_>>()?;
             return Ok(Expr::ScalarFunction(ScalarFunction { func, args }));

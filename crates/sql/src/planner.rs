@@ -44,7 +44,7 @@ use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
 use crate::logical::join::{StreamJoin, preserves};
 use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, StatefulLimit, Watermark};
-use crate::logical::{analyse, check, inputs, limits, rewrite, stateful, tables};
+use crate::logical::{analyse, check, inputs, lazy, limits, rewrite, stateful, tables};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -229,6 +229,7 @@ async fn plan_query(
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;
     let plan = stateful::mark(plan, mode)?;
     check::optimised(&plan, mode)?;
+    let plan = lazy::guard(plan)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
     let physical = in_order_and_to_the_end(count_past_state(physical, false)?)?;
     StreamQuery::new(&plan, physical, inputs, parallelism, clock, state)

@@ -55,9 +55,12 @@ pub(super) static ALL: &[&Spec] = &[
         returns::double,
         months_between,
     ),
-    &Spec::new("timestampdiff", Args::Fixed(3, &[Arg::Text, Arg::Timestamp, Arg::Timestamp]), returns::long, |call| {
-        timestampdiff(call)
-    }),
+    &Spec::new(
+        "timestampdiff",
+        Args::Fixed(3, &[Arg::Text, Arg::Timestamp, Arg::Timestamp]),
+        returns::long,
+        timestampdiff,
+    ),
     &Spec::new("timestampadd", Args::Custom(timestampadd_args), |types, _, _| Ok(types[2].clone()), timestampadd),
     &Spec::new("date_trunc", Args::Fixed(2, &[Arg::Text, Arg::Moment]), returns::timestamp, date_trunc),
     &Spec::new("trunc", Args::Fixed(2, &[Arg::Date, Arg::Text]), returns::date, |call| {

@@ -453,7 +453,7 @@ fn exact_digits(array: &ArrayRef) -> Result<Box<dyn Fn(usize) -> String + '_>> {
     Ok(match array.data_type() {
         DataType::Decimal128(..) => {
             let values = array.as_primitive::<Decimal128Type>();
-            Box::new(|row| values.value_as_string(row))
+            Box::new(move |row| values.value_as_string(row))
         }
         data_type if is_float(data_type) => {
             let values = datafusion::arrow::compute::cast(array, &DataType::Float64)?;

@@ -1,8 +1,9 @@
 //! Java's regular expressions, and LIKE.
 //!
 //! A pattern is translated where the two languages differ: `\d`, `\w` and `\s` are ASCII, `.` stops at every line terminator, `$` also
-//! matches before the last one, `\h`, `\R`, `\Q…\E`, POSIX classes and Java's own names of classes. What cannot be said: `\G`, blocks
-//! (`\p{InGreek}`) and canonical equivalence. `(?i)` is for all of Unicode, in Java for ASCII alone.
+//! matches before the last one, `\h`, `\R`, `\Q…\E`, POSIX classes and Java's own names of classes. What cannot be said, and is refused:
+//! look-around, back references, atomic groups, `\G` and blocks (`\p{InGreek}`). `(?i)` is for all of Unicode, in Java for ASCII alone, and
+//! a possessive quantifier gives back what it took.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{Array, ArrayRef, StringArray};
 use datafusion::arrow::datatypes::Int32Type;
 use datafusion::common::{DataFusionError, Result};
-use fancy_regex::{Captures, Regex};
+use regex::{Captures, Regex};
 
 use super::function::{Arg, Args, Call, Spec, returns};
 use super::rows;
@@ -25,7 +26,7 @@ pub(super) static ALL: &[&Spec] = &[
         let mut patterns = Patterns::default();
         rows::bools(&[&text, &pattern], |row| {
             let text = text.value(row);
-            Ok(Some(patterns.of(pattern.value(row))?.next(text, 0)?.is_some()))
+            Ok(Some(patterns.of(pattern.value(row))?.next(text, 0).is_some()))
         })
     })
     .or(&["regexp", "regexp_like"]),
@@ -35,7 +36,7 @@ pub(super) static ALL: &[&Spec] = &[
         rows::texts(&[&text, &pattern, &group], |row| {
             let text = text.value(row);
             let regex = patterns.of(pattern.value(row))?;
-            let found = regex.next(text, 0)?;
+            let found = regex.next(text, 0);
             let Some(found) = found else { return Ok(Some("")) };
             let group = regex.group("regexp_extract", group.value(row))?;
             Ok(Some(found.get(group).map_or("", |found| found.as_str())))
@@ -80,7 +81,7 @@ pub(super) static ALL: &[&Spec] = &[
         let mut patterns = Patterns::default();
         let found = rows::numbers::<Int32Type>(&[&text, &pattern, &group], |row| {
             let text = text.value(row);
-            let found = patterns.of(pattern.value(row))?.next(text, 0)?.and_then(|found| found.get(0));
+            let found = patterns.of(pattern.value(row))?.next(text, 0).and_then(|found| found.get(0));
             Ok(Some(found.map_or(0, |found| text[..found.start()].chars().count() as i32 + 1)))
         });
         Ok(Arc::new(found?))
@@ -89,7 +90,7 @@ pub(super) static ALL: &[&Spec] = &[
         let (text, pattern) = (call.text(0)?, call.text(1)?);
         let mut patterns = Patterns::default();
         rows::texts(&[&text, &pattern], |row| {
-            let found = patterns.of(pattern.value(row))?.next(text.value(row), 0)?;
+            let found = patterns.of(pattern.value(row))?.next(text.value(row), 0);
             // An empty match counts as none.
             Ok(found.and_then(|found| found.get(0)).map(|found| found.as_str()).filter(|found| !found.is_empty()))
         })
@@ -130,43 +131,38 @@ impl Patterns {
 
 /// A compiled pattern.
 struct JavaRegex {
-    plain: Regex,
-    /// For texts that end with a line terminator, before which `$` matches as well.
-    before_terminator: Option<Regex>,
-}
-
-fn too_hard(error: impl std::fmt::Display) -> DataFusionError {
-    failed("FAILED_EXECUTE_UDF", format!("the regular expression could not be matched: {error}"))
+    regex: Regex,
+    /// Whether the pattern has a `$`, which also matches before the last line terminator.
+    has_end: bool,
 }
 
 impl JavaRegex {
     fn compile(pattern: &str) -> Result<Self, String> {
-        let compile = |terminator| -> Result<(Regex, bool), String> {
-            let (translated, has_end) = Translation::of(pattern, terminator)?;
-            Ok((Regex::new(&translated).map_err(|error| error.to_string())?, has_end))
-        };
-        let (plain, has_end) = compile(false)?;
-        let before_terminator = if has_end { Some(compile(true)?.0) } else { None };
-        Ok(Self { plain, before_terminator })
-    }
-
-    fn for_text(&self, text: &str) -> &Regex {
-        match &self.before_terminator {
-            Some(regex) if text.ends_with(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']) => regex,
-            _ => &self.plain,
-        }
+        let (translated, has_end) = Translation::of(pattern)?;
+        Ok(Self { regex: Regex::new(&translated).map_err(|error| error.to_string())?, has_end })
     }
 
     /// The first match that begins at a place or behind it.
-    fn next<'t>(&self, text: &'t str, from: usize) -> Result<Option<Captures<'t>>> {
-        self.for_text(text).captures_from_pos(text, from).map_err(too_hard)
+    fn next<'t>(&self, text: &'t str, from: usize) -> Option<Captures<'t>> {
+        let found = self.regex.captures_at(text, from);
+        let ended = text.strip_suffix("\r\n").or_else(|| text.strip_suffix(LINE_TERMINATORS)).filter(|_| self.has_end);
+        let Some(before) =
+            ended.filter(|before| from <= before.len()).and_then(|text| self.regex.captures_at(text, from))
+        else {
+            return found;
+        };
+        let start = |captures: &Captures<'_>| captures.get(0).map_or(0, |found| found.start());
+        match found {
+            Some(found) if start(&found) <= start(&before) => Some(found),
+            _ => Some(before),
+        }
     }
 
     /// All matches as Java's `find()` gives them.
     fn each<'t>(&self, text: &'t str, mut with: impl FnMut(Captures<'t>) -> Result<()>) -> Result<()> {
         let mut from = 0;
         while from <= text.len() {
-            let Some(captures) = self.next(text, from)? else { break };
+            let Some(captures) = self.next(text, from) else { break };
             let Some(found) = captures.get(0) else { break };
             from = if found.end() > found.start() {
                 found.end()
@@ -179,7 +175,7 @@ impl JavaRegex {
     }
 
     fn group(&self, of: &str, group: i32) -> Result<usize> {
-        let groups = self.plain.captures_len() - 1;
+        let groups = self.regex.captures_len() - 1;
         match usize::try_from(group) {
             Ok(group) if group <= groups => Ok(group),
             _ => Err(failed(
@@ -194,18 +190,16 @@ impl JavaRegex {
 struct Translation<'a> {
     rest: std::iter::Peekable<std::str::Chars<'a>>,
     out: String,
-    before_terminator: bool,
     has_end: bool,
 }
 
-const LINE_TERMINATORS: &str = r"\n\r\x{85}\x{2028}\x{2029}";
+const LINE_TERMINATORS: [char; 5] = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
 const HORIZONTAL: &str = r" \t\x{A0}\x{1680}\x{180e}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}";
 const VERTICAL: &str = r"\n\x0B\f\r\x{85}\x{2028}\x{2029}";
 
 impl<'a> Translation<'a> {
-    fn of(pattern: &'a str, before_terminator: bool) -> Result<(String, bool), String> {
-        let mut translation =
-            Self { rest: pattern.chars().peekable(), out: String::new(), before_terminator, has_end: false };
+    fn of(pattern: &'a str) -> Result<(String, bool), String> {
+        let mut translation = Self { rest: pattern.chars().peekable(), out: String::new(), has_end: false };
         translation.run()?;
         Ok((translation.out, translation.has_end))
     }
@@ -219,15 +213,11 @@ impl<'a> Translation<'a> {
                 '\\' => self.escape(false)?,
                 '[' => self.class()?,
                 '.' if dot_all => self.out.push_str("(?s:.)"),
-                '.' => self.out.push_str(&format!("[^{LINE_TERMINATORS}]")),
+                '.' => self.out.push_str(r"[^\n\r\x{85}\x{2028}\x{2029}]"),
                 '$' if multi_line => self.out.push_str("(?m:$)"),
                 '$' => {
                     self.has_end = true;
-                    self.out.push_str(if self.before_terminator {
-                        r"(?=(?:\r\n|[\n\r\x{85}\x{2028}\x{2029}])?\z)"
-                    } else {
-                        r"\z"
-                    });
+                    self.out.push_str(r"\z");
                 }
                 '^' if multi_line => self.out.push_str("(?m:^)"),
                 '(' => {
@@ -345,7 +335,10 @@ impl<'a> Translation<'a> {
             'h' | 'H' => set(&mut self.out, HORIZONTAL, c == 'H'),
             'v' | 'V' => set(&mut self.out, VERTICAL, c == 'V'),
             'R' if !in_class => self.out.push_str(&format!(r"(?:\r\n|[{VERTICAL}])")),
-            'Z' if !in_class => self.out.push_str(r"(?=(?:\r\n|[\n\r\x{85}\x{2028}\x{2029}])?\z)"),
+            'Z' if !in_class => {
+                self.has_end = true;
+                self.out.push_str(r"\z");
+            }
             'A' | 'z' | 'b' | 'B' if !in_class => self.out.extend(['\\', c]),
             'n' | 't' | 'r' | 'f' => self.out.extend(['\\', c]),
             'a' => self.out.push_str(r"\x07"),
@@ -359,7 +352,7 @@ impl<'a> Translation<'a> {
                         break;
                     }
                 }
-                self.out.push_str(&fancy_regex::escape(&literal));
+                self.out.push_str(&regex::escape(&literal));
             }
             'E' => {}
             'x' if self.rest.peek() == Some(&'{') => {
@@ -394,7 +387,7 @@ impl<'a> Translation<'a> {
             '1'..='9' if !in_class => self.out.extend(['\\', c]),
             'k' if !in_class => self.out.push_str("\\k"),
             c if c.is_ascii_alphabetic() => return Err(format!("`\\{c}` has no meaning")),
-            c => self.out.push_str(&fancy_regex::escape(c.encode_utf8(&mut [0; 4]))),
+            c => self.out.push_str(&regex::escape(c.encode_utf8(&mut [0; 4]))),
         }
         Ok(())
     }
@@ -714,7 +707,7 @@ mod tests {
 
     #[test]
     fn patterns_mean_what_java_means() {
-        let matches = |pattern: &str, text: &str| JavaRegex::compile(pattern).unwrap().next(text, 0).unwrap().is_some();
+        let matches = |pattern: &str, text: &str| JavaRegex::compile(pattern).unwrap().next(text, 0).is_some();
         for (pattern, text, expected) in [
             (r"^\d+$", "12\n", true),
             (r"^\d+\z", "12\n", false),
@@ -726,13 +719,13 @@ mod tests {
             (r"[\]x-]", "-", true),
             (r"\p{Punct}", "~", true),
             (r"\Qa.b\E", "axb", false),
-            (r"(a)\1", "aa", true),
-            (r"x(?=y)", "xy", true),
             (r"a++b", "aab", true),
             (r"\x41\u0042\0103", "ABC", true),
         ] {
             assert_eq!(matches(pattern, text), expected, "{pattern} on {text:?}");
         }
+        assert!(JavaRegex::compile(r"(a)\1").is_err());
+        assert!(JavaRegex::compile("x(?=y)").is_err());
         assert!(JavaRegex::compile("x{a}").is_err());
         assert!(JavaRegex::compile("(").is_err());
         assert!(JavaRegex::compile(r"\y").is_err());

@@ -135,7 +135,10 @@ pub(super) static ALL: &[&Spec] = &[
             Ok(Some(found.and_then(|at| parts.get(at)).copied().unwrap_or_default()))
         })
     }),
-    &Spec::new("soundex", TEXT, returns::text, |call| rows::text_of(&call.text(0)?, soundex)),
+    &Spec::new("soundex", TEXT, returns::text, |call| {
+        let text = call.text(0)?;
+        rows::texts(&[&text], |row| Ok(Some(soundex(text.value(row)))))
+    }),
     &Spec::new("levenshtein", Args::Fixed(2, &[Arg::Text, Arg::Text, Arg::Int]), returns::int, levenshtein),
     &Spec::new("overlay", Args::Custom(overlay_args), returns::first, overlay),
     &Spec::new("space", Args::Fixed(1, &[Arg::Int]), returns::text, |call| {
@@ -324,14 +327,18 @@ fn part_of(text: &str, position: i32, length: i32) -> &str {
     &text[start..end]
 }
 
+fn joined<'a>(first: &'a dyn Array, others: &[&'a dyn Array]) -> Vec<&'a dyn Array> {
+    std::iter::once(first).chain(others.iter().copied()).collect()
+}
+
 /// Parts of the first argument, given their positions and lengths.
 fn parts(call: &Call<'_>, with: &[&dyn Array], place: impl Fn(usize) -> (i32, i32)) -> Result<ArrayRef> {
     match values(call, 0)? {
-        Values::Texts(text) => rows::texts(&[&[&text as &dyn Array], with].concat(), |row| {
+        Values::Texts(text) => rows::texts(&joined(&text, with), |row| {
             let (position, length) = place(row);
             Ok(Some(part_of(text.value(row), position, length)))
         }),
-        Values::Bytes(bytes) => rows::bytes(&[&[&bytes as &dyn Array], with].concat(), |row| {
+        Values::Bytes(bytes) => rows::bytes(&joined(&bytes, with), |row| {
             let (position, length) = place(row);
             let bytes = bytes.value(row);
             Ok(Some(&bytes[range(bytes.len(), position, length)]))
@@ -611,8 +618,8 @@ fn overlay(call: &Call<'_>) -> Result<ArrayRef> {
     };
     match (values(call, 0)?, values(call, 1)?) {
         (Values::Texts(text), Values::Texts(by)) => {
-            let arrays = [&[&text as &dyn Array, &by], with.as_slice()].concat();
-            rows::texts(&arrays, |row| {
+            with.extend([&text as &dyn Array, &by]);
+            rows::texts(&with, |row| {
                 let (text, by, position) = (text.value(row), by.value(row), position.value(row));
                 let length = length_of(row, by.chars().count());
                 let (start, end) = (part_of(text, 1, position.saturating_sub(1)), position.saturating_add(length));
@@ -620,8 +627,8 @@ fn overlay(call: &Call<'_>) -> Result<ArrayRef> {
             })
         }
         (Values::Bytes(bytes), Values::Bytes(by)) => {
-            let arrays = [&[&bytes as &dyn Array, &by], with.as_slice()].concat();
-            rows::bytes(&arrays, |row| {
+            with.extend([&bytes as &dyn Array, &by]);
+            rows::bytes(&with, |row| {
                 let (bytes, by, position) = (bytes.value(row), by.value(row), position.value(row));
                 let end = position.saturating_add(length_of(row, by.len()));
                 let start = &bytes[range(bytes.len(), 1, position.saturating_sub(1))];

@@ -44,7 +44,7 @@ use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
 use crate::logical::join::{StreamJoin, preserves};
 use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, StatefulLimit, Watermark};
-use crate::logical::{analyse, check, inputs, limits, rewrite, stateful, tables};
+use crate::logical::{analyse, check, inputs, lazy, limits, rewrite, stateful, tables};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -229,6 +229,7 @@ async fn plan_query(
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;
     let plan = stateful::mark(plan, mode)?;
     check::optimised(&plan, mode)?;
+    let plan = lazy::guard(plan)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
     let physical = in_order_and_to_the_end(count_past_state(physical, false)?)?;
     StreamQuery::new(&plan, physical, inputs, parallelism, clock, state)
@@ -390,6 +391,10 @@ fn stateful_aggregate(
     let Some((last, first)) = two_stages.filter(|(_, first)| *first.mode() == AggregateMode::Partial) else {
         return internal_err!("an aggregate is not planned in two stages");
     };
+    // What an aggregate does not take is known when it is made.
+    for function in last.aggr_expr() {
+        function.create_accumulator()?;
+    }
     let keys = last.group_expr().num_group_exprs();
     let event = node.event.and_then(|event| {
         let (time, _) = first.group_expr().expr().get(event.key)?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +114,14 @@ impl QuerySpec {
     }
 }
 
+/// Takes over checkpoints that another engine wrote.
+#[async_trait]
+pub trait Adopt: Send + Sync {
+    /// Looks at the checkpoint of a query before the query opens it. Where another engine wrote it last, it becomes one that the query can go
+    /// on from; a fresh one, and one of ours, stays as it is.
+    async fn adopt(&self, job: &JobSpec, query: &QuerySpec) -> Result<()>;
+}
+
 /// A job.
 #[derive(Clone)]
 pub struct JobSpec {
@@ -138,6 +147,8 @@ pub struct JobSpec {
     pub batches_to_retain: u64,
     /// How state is kept.
     pub state: StateOptions,
+    /// What takes over checkpoints of another engine, if anything does.
+    pub adopt: Option<Arc<dyn Adopt>>,
     /// Who is told what happens.
     pub observer: Arc<dyn Observer>,
 }

@@ -16,6 +16,7 @@ pub mod guarantee;
 pub mod intake;
 pub mod isolate;
 pub mod job;
+pub mod layout;
 pub mod offset;
 pub mod plan;
 pub mod policy;

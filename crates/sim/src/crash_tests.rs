@@ -97,6 +97,7 @@ impl World {
             guarantee: Some(Guarantee::ExactlyOnce),
             batches_to_retain: 100,
             state: Default::default(),
+            adopt: None,
             observer: self.seen.clone(),
         }
     }

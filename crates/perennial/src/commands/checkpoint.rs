@@ -5,6 +5,7 @@ mod copy;
 mod diff;
 mod fork;
 mod gc;
+mod import;
 mod ls;
 mod output;
 mod place;
@@ -53,6 +54,7 @@ enum Action {
     Restore(restore::Restore),
     Diff(diff::Diff),
     Gc(gc::Gc),
+    Import(import::Import),
 }
 
 impl Checkpoint {
@@ -70,6 +72,7 @@ impl Checkpoint {
                 Action::Restore(command) => command.execute().await,
                 Action::Diff(command) => command.execute().await,
                 Action::Gc(command) => command.execute().await,
+                Action::Import(command) => command.execute().await,
             }
         })
     }

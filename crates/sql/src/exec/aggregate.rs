@@ -12,6 +12,7 @@ use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::{StreamExt, TryStreamExt, stream};
+use perennial_core::layout::{AggregateLayout, Content, KeyLayout, OperatorLayout};
 use perennial_core::plan::OperatorProgress;
 use perennial_core::sink::OutputMode;
 use perennial_core::state::StateSpec;
@@ -79,6 +80,36 @@ impl Stateful for StatefulAggregateExec {
             expiry: self.aggregation.event.map(|event| event.key),
         };
         std::iter::once(main).chain(groups).collect()
+    }
+
+    fn layout(&self) -> OperatorLayout {
+        let Aggregation { state, sessions, .. } = *self.aggregation;
+        let name = Stateful::name(self).to_owned();
+        // Columns that cannot be told apart are nobody else's.
+        let Ok(ranges) = self.aggregation.state_ranges() else {
+            return OperatorLayout { name, state, content: Content::Own };
+        };
+        let aggregates = ranges
+            .into_iter()
+            .map(|(function, columns)| AggregateLayout {
+                function: function.fun().name().to_owned(),
+                call: function.name().to_owned(),
+                plain: !function.is_distinct() && function.order_bys().is_empty(),
+                columns,
+            })
+            .collect();
+        let keys = (0..self.group_keys())
+            .map(|key| {
+                let window = self.aggregation.windows.get(key).copied().flatten();
+                let name = self.aggregation.state_schema.field(key).name();
+                KeyLayout { name: if window.is_some() { "window".to_owned() } else { name.clone() }, window }
+            })
+            .collect();
+        let content = match sessions {
+            true => Content::Sessions { keys, aggregates },
+            false => Content::Aggregation { keys, aggregates },
+        };
+        OperatorLayout { name, state, content }
     }
 
     fn spread_keys(&self, _: &StateSpec) -> usize {

@@ -70,6 +70,8 @@ pub struct SideLayout {
     pub slot: usize,
     /// In slot 0 how many rows the key has, 0 in the others.
     pub rows: usize,
+    /// Whether a row is forgotten with its first match.
+    pub once: bool,
     /// Whether the row had a match, where that is kept.
     pub matched: Option<usize>,
     /// When the row goes away, where that is a column of its own: made of [`SideLayout::expiry`].

@@ -18,6 +18,7 @@ mod rocksdb;
 mod row;
 mod settings;
 mod sources;
+mod sst;
 mod state;
 mod types;
 

@@ -160,3 +160,17 @@ pub(crate) fn write<'a>(puts: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) ->
     out.extend_from_slice(&NONE.to_be_bytes());
     out
 }
+
+/// The versions that a changelog continues, back to a snapshot, and the identities in the names of their files.
+pub(crate) fn lineage(path: &str, bytes: &[u8]) -> Result<Vec<(u64, String)>> {
+    let mut reader = Reader { path, rest: bytes };
+    let broken = || damaged(path, "it does not tell which files it continues");
+    if !matches!(bytes, [0, 2, b'v', b'3' | b'4', ..]) {
+        return Err(broken());
+    }
+    reader.utf()?;
+    let told: Vec<serde_json::Value> = serde_json::from_str(reader.utf()?).map_err(|_| broken())?;
+    let version =
+        |of: &serde_json::Value| Some((of["version"].as_u64()?, of["checkpointUniqueId"].as_str()?.to_owned()));
+    told.iter().map(version).collect::<Option<_>>().ok_or_else(broken)
+}

@@ -149,11 +149,23 @@ impl StateReader<'_> {
         let broken = |what: &str| damaged(&self.dir.shown(&dir), format!("at version {}: {what}", self.version));
         let columns =
             |schema: &Schema, rows: &mut dyn Iterator<Item = &[u8]>| row::decode(schema.fields(), rows).map_err(broken);
-        Ok(Stored {
-            keys: columns(&schema.key, &mut rows.keys().map(Vec::as_slice))?,
-            values: columns(&schema.value, &mut rows.values().map(Vec::as_slice))?,
-            rows: rows.len(),
-        })
+        let (first, rest) = match self.settings.provider()? {
+            // There a key is two rows: what one looks for, and the rest.
+            Provider::RocksDb if store.prefix_columns > 0 => schema.key.fields().split_at(store.prefix_columns),
+            _ => (&schema.key.fields()[..], &[][..]),
+        };
+        let mut keys = Vec::new();
+        if rest.is_empty() {
+            keys = columns(&schema.key, &mut rows.keys().map(Vec::as_slice))?;
+        } else {
+            let halves: Option<Vec<_>> = rows.keys().map(|key| rocksdb::halves(key)).collect();
+            let (firsts, rests): (Vec<_>, Vec<_>) =
+                halves.ok_or_else(|| broken("a key is not what its store says"))?.into_iter().unzip();
+            for (fields, rows) in [(first, firsts), (rest, rests)] {
+                keys.extend(row::decode(fields, rows.into_iter()).map_err(broken)?);
+            }
+        }
+        Ok(Stored { keys, values: columns(&schema.value, &mut rows.values().map(Vec::as_slice))?, rows: rows.len() })
     }
 
     /// From a snapshot and the deltas after it; where the newest snapshot is damaged, from an older one and more deltas.

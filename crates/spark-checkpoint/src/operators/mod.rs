@@ -6,11 +6,13 @@ mod deduplication;
 mod join;
 mod sessions;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
-use arrow::compute::{cast, concat};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array};
+use arrow::compute::{cast, take_arrays};
 use arrow::datatypes::{DataType, Schema, TimestampMicrosecondType};
+use arrow::row::{Row, RowConverter, SortField};
 use perennial_core::ddl;
 use perennial_core::error::{Error, Result};
 use perennial_core::layout::{Content, KeyLayout, OperatorLayout};
@@ -77,7 +79,10 @@ impl Operator<'_> {
 
     /// Whether the operator has but one partition, whatever the settings say: there is no key to spread rows by.
     pub(crate) fn is_single(&self) -> bool {
-        matches!(&self.layout.content, Content::Aggregation { keys, .. } if keys.is_empty())
+        match &self.layout.content {
+            Content::Aggregation { keys, .. } | Content::Sessions { keys, .. } => keys.is_empty(),
+            _ => false,
+        }
     }
 
     /// Refuses keys that lie in a partition where Spark would not look for them: files that were mixed up.
@@ -241,8 +246,28 @@ fn batch(spec: &StateSpec, columns: Vec<ArrayRef>, rows: usize) -> Result<Record
         .map_err(|error| refused(format!("rows do not fit the state of `{}`: {error}", spec.name)))
 }
 
-/// One column below the other.
-#[allow(dead_code, reason = "used by sessions and joins")]
-fn stacked(columns: &[&dyn Array]) -> Result<ArrayRef> {
-    concat(columns).map_err(|error| Error::bug(format!("columns cannot be put together: {error}")))
+/// The numbers of rows that have the same key, each key's in their order; keys in the order of their first rows.
+fn grouped(keys: &[ArrayRef], rows: usize) -> Result<Vec<Vec<usize>>> {
+    if keys.is_empty() {
+        return Ok(if rows == 0 { Vec::new() } else { vec![(0..rows).collect()] });
+    }
+    let bug = |error| Error::bug(format!("keys cannot be compared: {error}"));
+    let fields = keys.iter().map(|column| SortField::new(column.data_type().clone())).collect();
+    let rows = RowConverter::new(fields).and_then(|converter| converter.convert_columns(keys)).map_err(bug)?;
+    let mut places: HashMap<Row<'_>, usize> = HashMap::new();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for (number, key) in rows.iter().enumerate() {
+        let place = *places.entry(key).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some(group) => group.push(number),
+            None => groups.push(vec![number]),
+        }
+    }
+    Ok(groups)
+}
+
+/// Rows of columns, by their numbers.
+fn picked(columns: &[ArrayRef], rows: impl IntoIterator<Item = usize>) -> Result<Vec<ArrayRef>> {
+    let rows = UInt32Array::from_iter_values(rows.into_iter().map(|row| row as u32));
+    take_arrays(columns, &rows, None).map_err(|error| Error::bug(format!("rows cannot be taken: {error}")))
 }

@@ -470,7 +470,10 @@ impl Stateful for SymmetricJoinExec {
 
     fn layout(&self) -> OperatorLayout {
         let [left, right] = &self.join.sides;
-        let content = Content::Join(Box::new([left.layout.describe(), right.layout.describe()]));
+        let content = Content::Join(Box::new([
+            left.layout.describe(self.join.join_type == JoinType::LeftSemi),
+            right.layout.describe(false),
+        ]));
         OperatorLayout { name: Stateful::name(self).to_owned(), state: self.join.state, content }
     }
 

@@ -114,12 +114,13 @@ impl Layout {
     }
 
     /// What the columns of the state mean.
-    pub(crate) fn describe(&self) -> SideLayout {
+    pub(crate) fn describe(&self, once: bool) -> SideLayout {
         let name = |column: usize| self.rows.field(column).name().clone();
         SideLayout {
             keys: self.keys.len(),
             slot: self.slot(),
             rows: self.count(),
+            once,
             matched: self.matched,
             expires_at: self.expires_at.filter(|at| !self.columns.contains(at)),
             expiry: self.expiry.map(|column| self.columns[column]),

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use arrow::datatypes::DataType;
+
 /// A stateful operator and the meaning of its states.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OperatorLayout {
@@ -57,6 +59,8 @@ pub struct AggregateLayout {
     pub call: String,
     /// Whether it is over distinct values, or in an order of its own: its columns then are of a kind of their own.
     pub plain: bool,
+    /// The types of its arguments; empty where they are not known.
+    pub arguments: Vec<DataType>,
     /// Its columns in the state.
     pub columns: Range<usize>,
 }

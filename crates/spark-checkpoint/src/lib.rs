@@ -9,6 +9,7 @@
 //! - `operators`: what the rows of each operator mean, there and here
 
 mod codec;
+mod export;
 mod files;
 mod hash;
 mod import;
@@ -24,6 +25,7 @@ mod types;
 
 use perennial_core::error::{Error, class};
 
+pub use export::{Export, Exported};
 pub use files::Directory;
 pub use import::{Adopter, Import, Imported, PathMap};
 

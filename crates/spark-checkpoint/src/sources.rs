@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use perennial_core::error::{Error, Result, class};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::damaged;
 use crate::files::{Directory, number};
@@ -113,15 +113,15 @@ fn rewrite(shown: &str, text: &str, paths: &PathMap) -> Result<(String, Vec<Stri
     let mut named = Vec::new();
     for line in lines {
         let broken = || damaged(shown, format!("the line `{line}` is not of a log of files"));
-        let mut entry: Value = serde_json::from_str(line).map_err(|_| broken())?;
+        let entry: Value = serde_json::from_str(line).map_err(|_| broken())?;
         let path = paths.map(entry["path"].as_str().ok_or_else(broken)?);
         if entry["batchId"].as_u64().is_none() || entry["timestamp"].as_i64().is_none() {
             return Err(broken());
         }
-        entry["path"] = path.clone().into();
-        named.push(path);
+        let (timestamp, batch) = (&entry["timestamp"], &entry["batchId"]);
         rewritten.push('\n');
-        rewritten.push_str(&entry.to_string());
+        rewritten.push_str(&json!({ "path": path, "timestamp": timestamp, "batchId": batch }).to_string());
+        named.push(path);
     }
     Ok((rewritten, named))
 }
@@ -148,4 +148,19 @@ fn expect_some(inputs: &[String], in_place: bool) -> Result<()> {
             inputs.len()
         ),
     ))
+}
+
+/// The log of a source of ours as Spark has it: without what we add to it.
+pub(crate) async fn for_spark(from: &Directory, dir: &str, paths: &PathMap) -> Result<Vec<(String, Bytes)>> {
+    let (names, _) = from.list(dir).await?;
+    let mut files = Vec::new();
+    for name in names {
+        let (content, _) = from.read_edited(&format!("{dir}/{name}")).await?;
+        let content = match text_of_files(&content) {
+            None => content,
+            Some(text) => rewrite(&from.shown(&format!("{dir}/{name}")), text, paths)?.0.into(),
+        };
+        files.push((name, content));
+    }
+    Ok(files)
 }

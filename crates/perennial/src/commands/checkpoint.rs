@@ -3,6 +3,7 @@
 mod backup;
 mod copy;
 mod diff;
+mod export;
 mod fork;
 mod gc;
 mod import;
@@ -55,6 +56,7 @@ enum Action {
     Diff(diff::Diff),
     Gc(gc::Gc),
     Import(import::Import),
+    Export(export::Export),
 }
 
 impl Checkpoint {
@@ -73,6 +75,7 @@ impl Checkpoint {
                 Action::Diff(command) => command.execute().await,
                 Action::Gc(command) => command.execute().await,
                 Action::Import(command) => command.execute().await,
+                Action::Export(command) => command.execute().await,
             }
         })
     }

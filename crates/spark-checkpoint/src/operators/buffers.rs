@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, UInt64Array};
 use arrow::compute::{cast, is_null, nullif};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Float64Type, Int64Type, Schema, UInt64Type};
 use perennial_core::error::{Error, Result};
@@ -65,8 +65,13 @@ impl<'a> Buffers<'a> {
             "avg" => {
                 let sum = match own(1) {
                     DataType::Float64 => DataType::Float64,
-                    // Spark's has as many digits as the argument and ten more; that is seen in its own schema.
-                    DataType::Decimal128(_, scale) | DataType::Decimal256(_, scale) => DataType::Decimal128(38, scale),
+                    // Spark's has as many digits as the argument, and ten more.
+                    DataType::Decimal128(..) | DataType::Decimal256(..) => match aggregate.arguments.first() {
+                        Some(DataType::Decimal128(digits, scale)) => {
+                            DataType::Decimal128((digits + 10).min(38), *scale)
+                        }
+                        _ => return Err(unknown()),
+                    },
                     _ => return Err(unknown()),
                 };
                 (Kind::Average, vec![field("sum", sum), field("count", DataType::Int64)])
@@ -89,19 +94,12 @@ impl<'a> Buffers<'a> {
 
     /// Whether these are its columns in a state of Spark.
     fn fits(&self, fields: &[&Field]) -> bool {
-        let is_decimal = |field: &Field| matches!(field.data_type(), DataType::Decimal128(..));
-        let scale = |field: &Field| match field.data_type() {
-            DataType::Decimal128(_, scale) => Some(*scale),
-            _ => None,
-        };
         self.fields.len() == fields.len()
-            && self.fields.iter().zip(fields).all(|(ours, spark)| {
-                let same_type = match self.kind {
-                    Kind::Average if is_decimal(ours) => scale(ours) == scale(spark),
-                    _ => super::is_same(spark.data_type(), ours.data_type()),
-                };
-                ours.name() == spark.name() && same_type
-            })
+            && self
+                .fields
+                .iter()
+                .zip(fields)
+                .all(|(ours, spark)| ours.name() == spark.name() && super::is_same(spark.data_type(), ours.data_type()))
     }
 
     /// Our columns, made of Spark's.
@@ -168,8 +166,9 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Spark's columns, made of ours.
-    pub(crate) fn give(&self, ours: &[ArrayRef]) -> Result<Vec<ArrayRef>> {
+    /// Spark's columns, made of rows of ours.
+    pub(crate) fn give(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        let ours = &rows.columns()[self.aggregate.columns.clone()];
         let failed = |error: arrow::error::ArrowError| {
             Error::bug(format!("the buffer of `{}` cannot be given away: {error}", self.aggregate.call))
         };
@@ -199,7 +198,9 @@ impl<'a> Buffers<'a> {
             Kind::Average => {
                 let counts: Int64Array = ours[0].as_primitive::<UInt64Type>().unary(|count| count as i64);
                 let sum = match ours[1].data_type() {
-                    DataType::Decimal256(..) => cast(&ours[1], self.fields[0].data_type()).map_err(failed)?,
+                    DataType::Decimal128(..) | DataType::Decimal256(..) => {
+                        cast(&ours[1], self.fields[0].data_type()).map_err(failed)?
+                    }
                     _ => ours[1].clone(),
                 };
                 vec![or_zero(&sum), Arc::new(counts)]

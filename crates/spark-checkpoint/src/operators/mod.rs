@@ -3,6 +3,7 @@
 mod aggregation;
 mod buffers;
 mod deduplication;
+mod give;
 mod join;
 mod sessions;
 

@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
@@ -46,6 +48,14 @@ impl StatefulAggregateExec {
 }
 
 impl StatefulAggregateExec {
+    /// The types of the arguments of an aggregate.
+    fn arguments_of(&self, function: &AggregateFunctionExpr) -> Vec<DataType> {
+        let Some(partial) = self.partial.downcast_ref::<AggregateExec>() else { return Vec::new() };
+        let schema = partial.input_schema();
+        let types = function.expressions().into_iter().map(|argument| argument.data_type(&schema));
+        types.collect::<Result<_>>().unwrap_or_default()
+    }
+
     /// How many keys there are without a session's start and end: all sessions of a group are in one partition.
     fn group_keys(&self) -> usize {
         self.aggregation.keys - if self.aggregation.sessions { 2 } else { 0 }
@@ -94,6 +104,7 @@ impl Stateful for StatefulAggregateExec {
             .map(|(function, columns)| AggregateLayout {
                 function: function.fun().name().to_owned(),
                 call: function.name().to_owned(),
+                arguments: self.arguments_of(function),
                 plain: !function.is_distinct() && function.order_bys().is_empty(),
                 columns,
             })

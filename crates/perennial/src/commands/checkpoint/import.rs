@@ -81,7 +81,7 @@ impl Import {
             env: &place.env,
             job: &job.name,
             query,
-            paths: PathMap::new(self.paths()?),
+            paths: PathMap::new(map_pairs(&self.paths)?),
             in_place,
         };
         let imported = if self.dry_run {
@@ -97,22 +97,6 @@ impl Import {
     fn is_place_of(&self, place: &Place, query: &str) -> bool {
         let own = FsPath::new(&place.absolute()).join(query);
         matches!((FsPath::new(&self.from_spark).canonicalize(), own.canonicalize()), (Ok(from), Ok(own)) if from == own)
-    }
-
-    fn paths(&self) -> Result<Vec<(String, String)>> {
-        let absolute = |path: &str| -> Result<String> {
-            if path.contains(":/") {
-                return Ok(path.to_owned());
-            }
-            let absolute = std::path::absolute(path).map_err(|error| wrong(format!("--map-path: {path}: {error}")))?;
-            Ok(absolute.to_string_lossy().into_owned())
-        };
-        let pair = |given: &String| {
-            let (from, to) =
-                given.split_once('=').ok_or_else(|| wrong(format!("--map-path {given}: write FROM=TO")))?;
-            Ok((absolute(from)?, absolute(to)?))
-        };
-        self.paths.iter().map(pair).collect()
     }
 
     fn show(&self, query: &str, imported: &Imported) -> Result<(), Failure> {
@@ -163,4 +147,20 @@ pub fn one_query<'a>(queries: &'a [QuerySpec], named: Option<&str>) -> Result<&'
         (None, [only]) => Ok(only),
         (None, _) => Err(wrong(format!("the job has several queries, name one: {}", names()))),
     }
+}
+
+/// What `--map-path` says, with absolute paths.
+pub fn map_pairs(given: &[String]) -> Result<Vec<(String, String)>> {
+    let absolute = |path: &str| -> Result<String> {
+        if path.contains(":/") {
+            return Ok(path.to_owned());
+        }
+        let absolute = std::path::absolute(path).map_err(|error| wrong(format!("--map-path: {path}: {error}")))?;
+        Ok(absolute.to_string_lossy().into_owned())
+    };
+    let pair = |given: &String| {
+        let (from, to) = given.split_once('=').ok_or_else(|| wrong(format!("--map-path {given}: write FROM=TO")))?;
+        Ok((absolute(from)?, absolute(to)?))
+    };
+    given.iter().map(pair).collect()
 }

@@ -13,7 +13,7 @@ use perennial_core::env::Env;
 use perennial_core::error::{Error, Result, ResultExt};
 use perennial_core::job::{Adopt, JobSpec, QuerySpec};
 use perennial_core::query::plan_digest;
-use perennial_core::state::{StateOptions, StateRef, StateStore};
+use perennial_core::state::{StateOptions, StateStore};
 use serde_json::Value;
 
 use crate::files::Directory;
@@ -91,8 +91,13 @@ impl Import<'_> {
     pub async fn run(&self) -> Result<Imported> {
         let logs = self.read_logs().await?;
         let sources = self.read_sources(&logs).await?;
+        // All is read, and all that is refused was refused, before the first write.
+        let (store, rows) = self.import_state(&logs).await?;
         let log = CheckpointLog::open(self.env.clone(), &self.query.name).await?;
-        let (state, rows) = self.import_state(&logs, &log).await?;
+        let state = match (store, &logs.base) {
+            (Some(mut store), Some((batch, ..))) => Some(store.stage(batch + 1, log.epoch()).await?),
+            _ => None,
+        };
         for (index, source) in sources.iter().enumerate() {
             for (name, content) in &source.files {
                 if !(self.in_place && source.dir == format!("sources/{index}")) {
@@ -295,11 +300,11 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Makes Spark's state a version of ours.
-    async fn import_state(&self, logs: &Logs, log: &CheckpointLog) -> Result<(Option<StateRef>, Vec<u64>)> {
+    /// Reads Spark's state into ours, which is not written yet.
+    async fn import_state(&self, logs: &Logs) -> Result<(Option<StateStore>, Vec<u64>)> {
         let plan = self.query.plan.clone();
         let mut rows = self.empty_counts();
-        let (Some((batch, ..)), false) = (&logs.base, plan.state().is_empty()) else {
+        let (Some(_), false) = (&logs.base, plan.state().is_empty()) else {
             // There may be a state all the same, which then is one too many.
             self.read_state(logs, |_| Ok(())).await?;
             return Ok((None, rows));
@@ -307,9 +312,9 @@ impl Import<'_> {
         let spread = plan.clone();
         let partition_of =
             move |state: usize, keys: &[ArrayRef], partitions: usize| spread.partition_of(state, keys, partitions);
-        let (mut store, _) = StateStore::open(
+        let (store, _) = StateStore::open(
             self.env,
-            log.state_dir(),
+            Path::from(self.query.name.as_str()).join("state"),
             plan.state(),
             plan.parallelism(),
             Arc::new(partition_of),
@@ -340,7 +345,7 @@ impl Import<'_> {
                 "of {expected} rows of Spark's state {held} have a key of their own in the job's"
             )));
         }
-        Ok((Some(store.stage(batch + 1, log.epoch()).await?), rows))
+        Ok((Some(store), rows))
     }
 }
 

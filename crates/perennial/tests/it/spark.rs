@@ -452,3 +452,242 @@ fn a_query_goes_on_where_spark_stopped_with_the_rows_that_spark_gave() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+fn find(name: &str) -> &'static Fixture {
+    FIXTURES.iter().find(|fixture| fixture.name == name).unwrap()
+}
+
+/// The job of a fixture with something else in it.
+fn with_job(fixture: &Fixture, change: impl Fn(String) -> String) -> Home {
+    let home = Home::new(fixture);
+    let path = home.dir.path().join("job.yaml");
+    std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+    home
+}
+
+#[test]
+fn what_is_not_the_same_query_is_refused_and_nothing_is_written() {
+    let cases: &[(&str, &str, &str, &str)] = &[
+        ("c_window_agg_hdfs", "sum(v) AS s, avg(x) AS a", "avg(v) AS s, sum(x) AS a", "the aggregates differ"),
+        ("c_window_agg_hdfs", "avg(x) AS a", "approx_count_distinct(x) AS a", "is not the same in both engines"),
+        ("c_window_agg_hdfs", "'10 minutes'", "'5 minutes'", "no window of the job's size"),
+        ("c_window_agg_hdfs", "GROUP BY k, window", "GROUP BY window", "the keys differ"),
+        ("c4_global_agg_hdfs", "SELECT count(*) n, sum(v) sv FROM events", "SELECT v FROM events", "keeps the state of [stateStoreSave]"),
+        ("a_file_to_parquet", "SELECT k, v * 2 AS v2, x, ts FROM events", "SELECT count(*) FROM events", "keeps the state of []"),
+        ("h_session_window", "session_window(ts, '3 minutes')", "window(ts, '3 minutes')", "`sessionWindowStateStoreSaveExec` in its place"),
+        ("e1_dedup_watermark", "[k, v, ts]", "[k, x, ts]", "the columns that tell duplicates differ"),
+        ("f_left_outer_join_hdfs", "id BIGINT, name STRING", "id BIGINT, called STRING", "does not keep the column `called`"),
+        ("f_left_outer_join_hdfs", "LEFT OUTER JOIN rsrc ON id = rid", "LEFT OUTER JOIN rsrc ON name = rid::STRING", "the keys of the join differ"),
+        ("v7_named_sources_join", "lsrc", "first", "give them the same names"),
+        ("j_union_void_offset", " UNION ALL SELECT * FROM in2", "", "reads 2 sources, the job's reads 1"),
+        ("x_dedup_order_det", "/in_all", "/nowhere", "none of the 1 input files"),
+    ];
+    let mut wrong = Vec::new();
+    for (name, from, to, expected) in cases {
+        let fixture = find(name);
+        let home = with_job(fixture, |job| {
+            let changed = job.replace(from, to);
+            assert_ne!(changed, job, "{name}");
+            if *expected == "the aggregates differ" || *name == "a_file_to_parquet" { changed.replace("append", "update") } else { changed }
+        });
+        let output = match *to {
+            "/nowhere" => perennial(home.dir.path(), &["checkpoint", "import", "--from-spark", home.path("checkpoint").to_str().unwrap(), "job.yaml"]),
+            _ => home.import(fixture, &[]),
+        };
+        let said = stderr(&output);
+        if code(&output) == 0 || !said.contains(expected) {
+            wrong.push(format!("{name} with {to}: {} {said}", stdout(&output)));
+        }
+        if !files_below(&home.dir.path().join("checkpoints/q")).is_empty() {
+            wrong.push(format!("{name} with {to}: something was written"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    let merged = fixture("v10_join_v4_rocksdb", SIDES, JOIN, "append", 0);
+    let home = Home::new(&merged);
+    let output = home.import(&merged, &[]);
+    assert!(stderr(&output).contains("the state of joins has the format 4"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_checkpoint_is_not_written_over() {
+    let fixture = find("a_file_to_parquet");
+    let home = Home::new(fixture);
+    assert_eq!(code(&home.import(fixture, &["--dry-run"])), 0);
+    assert!(files_below(&home.dir.path().join("checkpoints")).is_empty(), "a dry run writes nothing");
+    assert_eq!(code(&home.import(fixture, &[])), 0);
+    let again = home.import(fixture, &[]);
+    assert!(code(&again) != 0 && stderr(&again).contains("has a checkpoint of q already"), "{}", stderr(&again));
+}
+
+/// Each kind of harm at each file: it is read around, or refused by the name of a file.
+#[test]
+fn damaged_checkpoints_are_refused() {
+    use perennial_spark_checkpoint::{Directory, Import, PathMap};
+    let mut wrong = Vec::new();
+    for name in ["c_window_agg_hdfs", "d1_window_agg_rocksdb", "v5_ckptformat2_rocksdb", "v3_zstd_hdfs", "f2_left_outer_join_rocksdb"] {
+        let fixture = find(name);
+        let home = Home::new(fixture);
+        let root = home.path("checkpoint");
+        let paths = fixture.sources.iter().map(|(_, files, ..)| {
+            (format!("/data/{name}/{files}"), home.path(&format!("{files}_all")).to_str().unwrap().to_owned())
+        });
+        let paths = PathMap::new(paths);
+        runtime().block_on(async {
+            let spec = home.spec().await.unwrap();
+            let files: Vec<(String, Vec<u8>)> = all_files(&root)
+                .iter()
+                .map(|file| (file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), std::fs::read(file).unwrap()))
+                .collect();
+            let look = async |harmed: Option<(&str, Option<Vec<u8>>)>| {
+                let store = Arc::new(InMemory::new());
+                for (file, content) in &files {
+                    let content = match &harmed {
+                        Some((of, harmed)) if of == file => harmed.clone(),
+                        _ => Some(content.clone()),
+                    };
+                    if let Some(content) = content {
+                        object_store::ObjectStoreExt::put(&*store, &file.as_str().into(), content.into()).await.unwrap();
+                    }
+                }
+                let from = Directory::new(store, Default::default(), "there");
+                let import = Import { from: &from, env: &spec.env, job: "moved", query: &spec.queries[0], paths: paths.clone(), in_place: false };
+                import.look().await
+            };
+            let whole = look(None).await.unwrap();
+            for (file, content) in files.iter().filter(|(file, _)| !file.contains("/.") && !file.starts_with('.')) {
+                let middle = content.len() / 2;
+                let mut flipped = content.clone();
+                flipped[middle] ^= 0x01;
+                for harmed in [None, Some(content[..middle].to_vec()), Some(flipped)] {
+                    match look(Some((file, harmed))).await {
+                        // A source's log is taken as it is: paths in it are changed by hand.
+                        Ok(read) if file.starts_with("sources/") || read == whole => {}
+                        Ok(read) => wrong.push(format!("{name}/{file}: read as {read:?}")),
+                        Err(error) if error.to_string().contains("there/") || error.to_string().contains("is missing") => {}
+                        Err(error) => wrong.push(format!("{name}/{file}: {error}")),
+                    }
+                }
+            }
+        });
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn all_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(all_files(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+impl Home {
+    /// Gives the query to Spark, with paths as they are here.
+    fn export(&self) -> (PathBuf, Output) {
+        let to = self.dir.path().join("for-spark");
+        let output = perennial(self.dir.path(), &["checkpoint", "export", "--to-spark", to.to_str().unwrap(), "job.yaml", "--partitions", "3"]);
+        (to, output)
+    }
+}
+
+/// Queries of which Spark takes the state back.
+const GIVEN: &[&str] = &[
+    "a_file_to_parquet",
+    "c_window_agg_hdfs",
+    "c2_types_hdfs",
+    "c4_global_agg_hdfs",
+    "e1_dedup_watermark",
+    "e2_dedup_within_watermark",
+    "j_union_void_offset",
+    "v8_agg_state_v1",
+    "x_dedup_order_det",
+];
+
+#[test]
+fn what_is_given_to_spark_can_be_taken_back() {
+    let mut wrong = Vec::new();
+    for name in GIVEN {
+        let fixture = find(name);
+        let home = Home::new(fixture);
+        assert_eq!(code(&home.import(fixture, &[])), 0, "{name}");
+        let (given, output) = home.export();
+        if code(&output) != 0 {
+            wrong.push(format!("{name}: {}", stderr(&output)));
+            continue;
+        }
+        std::fs::remove_dir_all(home.dir.path().join("checkpoints")).unwrap();
+        let back = perennial(home.dir.path(), &["checkpoint", "import", "--from-spark", given.to_str().unwrap(), "job.yaml"]);
+        if code(&back) != 0 {
+            wrong.push(format!("{name}: {}", stderr(&back)));
+            continue;
+        }
+        match home.run() {
+            Ok(rows) if filled(&rows) == filled(&home.expected()) => {}
+            other => wrong.push(format!("{name}: {other:?}")),
+        }
+    }
+    for name in ["h_session_window", "f_left_outer_join_hdfs"] {
+        let fixture = find(name);
+        let home = Home::new(fixture);
+        assert_eq!(code(&home.import(fixture, &[])), 0, "{name}");
+        let (_, output) = home.export();
+        if code(&output) == 0 || !stderr(&output).contains("only the state of aggregations and deduplications") {
+            wrong.push(format!("{name}: {}", stderr(&output)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A real Spark goes on from what is given to it. Needs a Python with PySpark, whose path is in `PERENNIAL_PYSPARK`.
+#[test]
+fn spark_goes_on_from_what_is_given_to_it() {
+    let Some(python) = std::env::var_os("PERENNIAL_PYSPARK") else {
+        eprintln!("left out: PERENNIAL_PYSPARK does not name a Python with PySpark");
+        return;
+    };
+    let mut homes = Vec::new();
+    let mut jobs = Vec::new();
+    for name in GIVEN {
+        let fixture = find(name);
+        let home = Home::new(fixture);
+        assert_eq!(code(&home.import(fixture, &[])), 0, "{name}");
+        let (given, output) = home.export();
+        assert_eq!(code(&output), 0, "{name}: {}", stderr(&output));
+        let sources: Vec<Value> = fixture
+            .sources
+            .iter()
+            .map(|(name, files, columns, more)| {
+                json!({ "name": name, "path": home.path(&format!("{files}_all")), "schema": columns, "more": more })
+            })
+            .collect();
+        jobs.push(json!({
+            "sources": sources, "sql": fixture.sql, "mode": fixture.mode, "checkpoint": given,
+            "out": home.dir.path().join("spark-out"),
+        }));
+        homes.push((*name, home));
+    }
+    let work = tempfile::tempdir().unwrap();
+    let list = work.path().join("jobs.json");
+    std::fs::write(&list, json!(jobs).to_string()).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/spark_resume.py");
+    let output = std::process::Command::new(python).arg(script).arg(&list).current_dir(work.path()).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", stdout(&output), stderr(&output));
+    let mut wrong = Vec::new();
+    for (name, home) in homes {
+        let mut rows: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
+        for file in files_below(&home.dir.path().join("spark-out")) {
+            let batch = file.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+            let text = std::fs::read_to_string(&file).unwrap();
+            let of: &mut Vec<Value> = rows.entry(batch).or_default();
+            of.extend(text.lines().map(|line| spelled(&serde_json::from_str(line).unwrap())));
+            of.sort_by_key(Value::to_string);
+        }
+        if filled(&rows) != filled(&home.expected()) {
+            wrong.push(format!("{name}:\n  Spark now gives {:?}\n  Spark gave {:?}", filled(&rows), filled(&home.expected())));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

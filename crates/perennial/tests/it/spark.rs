@@ -163,11 +163,14 @@ impl Home {
         let home = Self { dir, name: fixture.name };
         let mut job = String::from("name: moved\nsources:\n");
         for (name, files, columns, more) in fixture.sources {
-            let files = home.path(&format!("{files}_all"));
-            job += &format!(
-                "  {name}:\n    files: {{ path: \"{}\", max_files_per_batch: 1, settle: 0s }}\n    format: json\n    schema: \"{columns}\"\n",
-                files.display()
-            );
+            let connector = match files.starts_with("rate:") {
+                true => (*files).to_owned(),
+                false => {
+                    let path = home.path(&format!("{files}_all"));
+                    format!("files: {{ path: \"{}\", max_files_per_batch: 1, settle: 0s }}", path.display())
+                }
+            };
+            job += &format!("  {name}:\n    {connector}\n    format: json\n    schema: \"{columns}\"\n");
             if !more.is_empty() {
                 job += &format!("    {more}\n");
             }
@@ -453,6 +456,37 @@ fn a_query_goes_on_where_spark_stopped_with_the_rows_that_spark_gave() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn counting_goes_on_at_the_next_number() {
+    const NUMBERS: &str = "timestamp TIMESTAMP, value BIGINT";
+    let batches = fixture(
+        "b2_rate_micro_batch",
+        &[("numbers", "rate: { rows_per_batch: 4, start: 1000, advance: 500ms }", NUMBERS, "")],
+        "SELECT * FROM numbers",
+        "append",
+        0,
+    );
+    let home = Home::new(&batches);
+    let imported = home.import(&batches, &[]);
+    assert_eq!(code(&imported), 0, "{}", stderr(&imported));
+    // There is always a next batch: each run takes one.
+    let mut rows = home.run().unwrap();
+    rows.extend(home.run().unwrap());
+    assert_eq!(rows, home.expected());
+
+    let seconds = fixture(
+        "b_rate_noop",
+        &[("numbers", "rate: { rows_per_second: 5 }", NUMBERS, "")],
+        "SELECT value FROM numbers",
+        "append",
+        0,
+    );
+    let home = Home::new(&seconds);
+    let imported = home.import(&seconds, &["--dry-run"]);
+    assert_eq!(code(&imported), 0, "{}", stderr(&imported));
+    assert!(stdout(&imported).contains("\"next_batch\": 3"), "{}", stdout(&imported));
+}
+
 fn find(name: &str) -> &'static Fixture {
     FIXTURES.iter().find(|fixture| fixture.name == name).unwrap()
 }
@@ -472,12 +506,37 @@ fn what_is_not_the_same_query_is_refused_and_nothing_is_written() {
         ("c_window_agg_hdfs", "avg(x) AS a", "approx_count_distinct(x) AS a", "is not the same in both engines"),
         ("c_window_agg_hdfs", "'10 minutes'", "'5 minutes'", "no window of the job's size"),
         ("c_window_agg_hdfs", "GROUP BY k, window", "GROUP BY window", "the keys differ"),
-        ("c4_global_agg_hdfs", "SELECT count(*) n, sum(v) sv FROM events", "SELECT v FROM events", "keeps the state of [stateStoreSave]"),
-        ("a_file_to_parquet", "SELECT k, v * 2 AS v2, x, ts FROM events", "SELECT count(*) FROM events", "keeps the state of []"),
-        ("h_session_window", "session_window(ts, '3 minutes')", "window(ts, '3 minutes')", "`sessionWindowStateStoreSaveExec` in its place"),
+        (
+            "c4_global_agg_hdfs",
+            "SELECT count(*) n, sum(v) sv FROM events",
+            "SELECT v FROM events",
+            "keeps the state of [stateStoreSave]",
+        ),
+        (
+            "a_file_to_parquet",
+            "SELECT k, v * 2 AS v2, x, ts FROM events",
+            "SELECT count(*) FROM events",
+            "keeps the state of []",
+        ),
+        (
+            "h_session_window",
+            "session_window(ts, '3 minutes')",
+            "window(ts, '3 minutes')",
+            "`sessionWindowStateStoreSaveExec` in its place",
+        ),
         ("e1_dedup_watermark", "[k, v, ts]", "[k, x, ts]", "the columns that tell duplicates differ"),
-        ("f_left_outer_join_hdfs", "id BIGINT, name STRING", "id BIGINT, called STRING", "does not keep the column `called`"),
-        ("f_left_outer_join_hdfs", "LEFT OUTER JOIN rsrc ON id = rid", "LEFT OUTER JOIN rsrc ON name = rid::STRING", "the keys of the join differ"),
+        (
+            "f_left_outer_join_hdfs",
+            "id BIGINT, name STRING",
+            "id BIGINT, called STRING",
+            "does not keep the column `called`",
+        ),
+        (
+            "f_left_outer_join_hdfs",
+            "LEFT OUTER JOIN rsrc ON id = rid",
+            "LEFT OUTER JOIN rsrc ON name = rid::STRING",
+            "the keys of the join differ",
+        ),
         ("v7_named_sources_join", "lsrc", "first", "give them the same names"),
         ("j_union_void_offset", " UNION ALL SELECT * FROM in2", "", "reads 2 sources, the job's reads 1"),
         ("x_dedup_order_det", "/in_all", "/nowhere", "none of the 1 input files"),
@@ -488,10 +547,17 @@ fn what_is_not_the_same_query_is_refused_and_nothing_is_written() {
         let home = with_job(fixture, |job| {
             let changed = job.replace(from, to);
             assert_ne!(changed, job, "{name}");
-            if *expected == "the aggregates differ" || *name == "a_file_to_parquet" { changed.replace("append", "update") } else { changed }
+            if *expected == "the aggregates differ" || *name == "a_file_to_parquet" {
+                changed.replace("append", "update")
+            } else {
+                changed
+            }
         });
         let output = match *to {
-            "/nowhere" => perennial(home.dir.path(), &["checkpoint", "import", "--from-spark", home.path("checkpoint").to_str().unwrap(), "job.yaml"]),
+            "/nowhere" => perennial(
+                home.dir.path(),
+                &["checkpoint", "import", "--from-spark", home.path("checkpoint").to_str().unwrap(), "job.yaml"],
+            ),
             _ => home.import(fixture, &[]),
         };
         let said = stderr(&output);
@@ -526,7 +592,13 @@ fn a_checkpoint_is_not_written_over() {
 fn damaged_checkpoints_are_refused() {
     use perennial_spark_checkpoint::{Directory, Import, PathMap};
     let mut wrong = Vec::new();
-    for name in ["c_window_agg_hdfs", "d1_window_agg_rocksdb", "v5_ckptformat2_rocksdb", "v3_zstd_hdfs", "f2_left_outer_join_rocksdb"] {
+    for name in [
+        "c_window_agg_hdfs",
+        "d1_window_agg_rocksdb",
+        "v5_ckptformat2_rocksdb",
+        "v3_zstd_hdfs",
+        "f2_left_outer_join_rocksdb",
+    ] {
         let fixture = find(name);
         let home = Home::new(fixture);
         let root = home.path("checkpoint");
@@ -538,7 +610,9 @@ fn damaged_checkpoints_are_refused() {
             let spec = home.spec().await.unwrap();
             let files: Vec<(String, Vec<u8>)> = all_files(&root)
                 .iter()
-                .map(|file| (file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), std::fs::read(file).unwrap()))
+                .map(|file| {
+                    (file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), std::fs::read(file).unwrap())
+                })
                 .collect();
             let look = async |harmed: Option<(&str, Option<Vec<u8>>)>| {
                 let store = Arc::new(InMemory::new());
@@ -548,11 +622,20 @@ fn damaged_checkpoints_are_refused() {
                         _ => Some(content.clone()),
                     };
                     if let Some(content) = content {
-                        object_store::ObjectStoreExt::put(&*store, &file.as_str().into(), content.into()).await.unwrap();
+                        object_store::ObjectStoreExt::put(&*store, &file.as_str().into(), content.into())
+                            .await
+                            .unwrap();
                     }
                 }
                 let from = Directory::new(store, Default::default(), "there");
-                let import = Import { from: &from, env: &spec.env, job: "moved", query: &spec.queries[0], paths: paths.clone(), in_place: false };
+                let import = Import {
+                    from: &from,
+                    env: &spec.env,
+                    job: "moved",
+                    query: &spec.queries[0],
+                    paths: paths.clone(),
+                    in_place: false,
+                };
                 import.look().await
             };
             let whole = look(None).await.unwrap();
@@ -565,7 +648,8 @@ fn damaged_checkpoints_are_refused() {
                         // A source's log is taken as it is: paths in it are changed by hand.
                         Ok(read) if file.starts_with("sources/") || read == whole => {}
                         Ok(read) => wrong.push(format!("{name}/{file}: read as {read:?}")),
-                        Err(error) if error.to_string().contains("there/") || error.to_string().contains("is missing") => {}
+                        Err(error)
+                            if error.to_string().contains("there/") || error.to_string().contains("is missing") => {}
                         Err(error) => wrong.push(format!("{name}/{file}: {error}")),
                     }
                 }
@@ -588,7 +672,10 @@ impl Home {
     /// Gives the query to Spark, with paths as they are here.
     fn export(&self) -> (PathBuf, Output) {
         let to = self.dir.path().join("for-spark");
-        let output = perennial(self.dir.path(), &["checkpoint", "export", "--to-spark", to.to_str().unwrap(), "job.yaml", "--partitions", "3"]);
+        let output = perennial(
+            self.dir.path(),
+            &["checkpoint", "export", "--to-spark", to.to_str().unwrap(), "job.yaml", "--partitions", "3"],
+        );
         (to, output)
     }
 }
@@ -619,7 +706,8 @@ fn what_is_given_to_spark_can_be_taken_back() {
             continue;
         }
         std::fs::remove_dir_all(home.dir.path().join("checkpoints")).unwrap();
-        let back = perennial(home.dir.path(), &["checkpoint", "import", "--from-spark", given.to_str().unwrap(), "job.yaml"]);
+        let back =
+            perennial(home.dir.path(), &["checkpoint", "import", "--from-spark", given.to_str().unwrap(), "job.yaml"]);
         if code(&back) != 0 {
             wrong.push(format!("{name}: {}", stderr(&back)));
             continue;
@@ -686,7 +774,11 @@ fn spark_goes_on_from_what_is_given_to_it() {
             of.sort_by_key(Value::to_string);
         }
         if filled(&rows) != filled(&home.expected()) {
-            wrong.push(format!("{name}:\n  Spark now gives {:?}\n  Spark gave {:?}", filled(&rows), filled(&home.expected())));
+            wrong.push(format!(
+                "{name}:\n  Spark now gives {:?}\n  Spark gave {:?}",
+                filled(&rows),
+                filled(&home.expected())
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -183,8 +183,8 @@ impl Query {
                 belongs(spec, offsets, &plan_digest)?;
             }
             let version = base.as_ref().and_then(|(_, _, commit)| commit.perennial.as_ref()?.state.as_ref());
-            if let Some((batch, ..)) = &base
-                && version.is_none()
+            if let Some((batch, _, commit)) = &base
+                && commit.perennial.is_none()
                 && !spec.plan.state().is_empty()
             {
                 return Err(Error::new(

@@ -28,7 +28,7 @@ pub struct RateSource {
     /// So many in each batch instead, whatever the clock says. Default: none.
     pub rows_per_batch: Option<u64>,
     /// With `rows_per_batch`: the time of the first batch's records. Default: 1970-01-01.
-    pub start: Timestamp,
+    pub start: Option<Timestamp>,
     /// With `rows_per_batch`: how far the time goes on from batch to batch. Default: 1 second.
     pub advance: HumanDuration,
 }
@@ -36,7 +36,7 @@ pub struct RateSource {
 impl Default for RateSource {
     fn default() -> Self {
         let advance = HumanDuration(Duration::from_secs(1));
-        Self { rows_per_second: 1, rows_per_batch: None, start: Timestamp(0), advance }
+        Self { rows_per_second: 1, rows_per_batch: None, start: None, advance }
     }
 }
 
@@ -97,7 +97,8 @@ impl Rate {
     }
 
     fn batch(&self, offset: Option<&Offset>) -> Result<BatchOffset> {
-        offset.map_or(Ok(BatchOffset { offset: 0, timestamp: self.settings.start.0 }), Offset::decode)
+        offset
+            .map_or(Ok(BatchOffset { offset: 0, timestamp: self.settings.start.map_or(0, |at| at.0) }), Offset::decode)
     }
 
     /// Where the batch behind an offset ends.

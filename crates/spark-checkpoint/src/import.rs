@@ -10,7 +10,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use perennial_core::checkpoint::{CheckpointLog, CommitDetails, CommitEntry, Metadata, OffsetEntry};
 use perennial_core::env::Env;
-use perennial_core::error::{Error, Result, ResultExt};
+use perennial_core::error::{Error, Result, ResultExt, class};
 use perennial_core::job::{Adopt, JobSpec, QuerySpec};
 use perennial_core::query::plan_digest;
 use perennial_core::state::{StateOptions, StateStore};
@@ -91,6 +91,9 @@ impl Import<'_> {
     pub async fn run(&self) -> Result<Imported> {
         let logs = self.read_logs().await?;
         let sources = self.read_sources(&logs).await?;
+        if !self.in_place {
+            self.expect_nothing().await?;
+        }
         // All is read, and all that is refused was refused, before the first write.
         let (store, rows) = self.import_state(&logs).await?;
         let log = CheckpointLog::open(self.env.clone(), &self.query.name).await?;
@@ -133,6 +136,21 @@ impl Import<'_> {
             log.write_metadata(&Metadata { id: logs.id.clone(), owner }).await?;
         }
         Ok(self.report(&logs, &sources, &rows))
+    }
+
+    /// Refuses to write into a checkpoint that is there.
+    async fn expect_nothing(&self) -> Result<()> {
+        let root = Path::from(self.query.name.as_str());
+        if Directory::new(self.env.storage.clone(), root, "").is_empty().await? {
+            return Ok(());
+        }
+        let name = &self.query.name;
+        Err(Error::new(
+            class::CONFIG_INVALID,
+            format!(
+                "there is a checkpoint of {name} already: move it away, or set another `checkpoint` in the job file"
+            ),
+        ))
     }
 
     fn empty_counts(&self) -> Vec<u64> {

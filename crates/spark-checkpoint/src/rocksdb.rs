@@ -25,30 +25,82 @@ pub(crate) async fn load(
     store: &StoreInfo,
     family: &str,
 ) -> Result<Rows> {
+    let shown = reader.dir.shown(dir);
+    let mut rows = Rows::new();
+    for (key, value) in raw_rows(reader, operator, partition, dir, store, family).await? {
+        // With a prefix, the version stands in front of each of the two halves.
+        let key = if store.prefix_columns > 0 { key } else { plain(&shown, &key)?.to_vec() };
+        rows.insert(key, plain(&shown, &value)?.to_vec());
+    }
+    Ok(rows)
+}
+
+/// The rows of a column family in which a key has several, by the key and a time: keys and rows, each key's in the order of their times.
+pub(crate) async fn load_lists(
+    reader: &StateReader<'_>,
+    operator: u64,
+    partition: usize,
+    dir: &str,
+    store: &StoreInfo,
+    family: &str,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let shown = reader.dir.shown(dir);
+    let broken = || damaged(&shown, "the rows of a key are not what its store says");
+    let mut found = Vec::new();
+    for (key, value) in raw_rows(reader, operator, partition, dir, store, family).await? {
+        // The bytes of the time are in its order.
+        let (key, time) =
+            plain(&shown, &key)?.split_last_chunk::<8>().map(|(key, time)| (key.to_vec(), *time)).ok_or_else(broken)?;
+        let mut rest = value.as_slice();
+        while !rest.is_empty() {
+            let mut length = 0usize;
+            for shift in (0..32).step_by(7) {
+                let (byte, behind) = rest.split_first().ok_or_else(broken)?;
+                rest = behind;
+                length |= usize::from(byte & 0x7f) << shift;
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+            let (row, behind) = rest.split_at_checked(length).ok_or_else(broken)?;
+            rest = behind;
+            found.push((key.clone(), time, found.len(), plain(&shown, row)?.to_vec()));
+        }
+    }
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(key, _, _, row)| (key, row)).collect())
+}
+
+/// A key or a value without the version of its encoding.
+fn plain<'a>(shown: &str, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    match bytes.split_first() {
+        Some((&ENCODING, rest)) => Ok(rest),
+        _ => Err(refused(format!("{shown}: keys and values are in an encoding that is not known"))),
+    }
+}
+
+/// Keys and values of a store, or of one of its column families, as they are in it.
+async fn raw_rows(
+    reader: &StateReader<'_>,
+    operator: u64,
+    partition: usize,
+    dir: &str,
+    store: &StoreInfo,
+    family: &str,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let files = Files { reader, dir, names: line(reader, operator, partition, dir).await? };
     let raw = files.load().await?;
-    let id = match store.families {
-        true => Some(files.family(&raw, family).await?),
-        false => None,
-    };
-    let shown = reader.dir.shown(dir);
-    let mut rows = Rows::with_capacity(raw.rows.len());
+    if !store.families {
+        return Ok(raw.rows.into_iter().collect());
+    }
+    let id = files.family(&raw, family)?;
+    let mut rows = Vec::new();
     for (key, value) in raw.rows {
-        let key = match id {
-            None => key.as_slice(),
-            Some(id) => match key.split_first_chunk::<2>() {
-                Some((of, key)) if i16::from_le_bytes(*of) == id => key,
-                Some(_) => continue,
-                None => return Err(damaged(&shown, "a key has no column family")),
-            },
-        };
-        let plain = |bytes: &[u8]| match bytes.split_first() {
-            Some((&ENCODING, rest)) => Ok(rest.to_vec()),
-            _ => Err(refused(format!("{shown}: keys and values are in an encoding that is not known"))),
-        };
-        // With a prefix, the version stands in front of each of the two halves.
-        let key = if store.prefix_columns > 0 { key.to_vec() } else { plain(key)? };
-        rows.insert(key, plain(&value)?);
+        match key.split_first_chunk::<2>() {
+            Some((of, key)) if i16::from_le_bytes(*of) == id => rows.push((key.to_vec(), value)),
+            Some(_) => {}
+            None => return Err(damaged(&reader.dir.shown(dir), "a key has no column family")),
+        }
     }
     Ok(rows)
 }
@@ -150,7 +202,10 @@ impl Files<'_> {
                 match record {
                     Change::Put(key, value) => drop(raw.rows.insert(key.to_vec(), value.to_vec())),
                     Change::Remove(key) => drop(raw.rows.remove(key)),
-                    Change::Merge(..) => return Err(refused(format!("{shown}: it merges values, which is not known"))),
+                    Change::Merge(key, value) => {
+                        self.expect_merges(&shown)?;
+                        raw.rows.entry(key.to_vec()).or_default().extend_from_slice(value);
+                    }
                 }
             }
         }
@@ -173,7 +228,7 @@ impl Files<'_> {
             Some(tables) => tables.as_array().ok_or_else(broken)?.clone(),
             None => Vec::new(),
         };
-        let mut newest: HashMap<Vec<u8>, (u64, Option<Vec<u8>>)> = HashMap::new();
+        let mut entries: Vec<sst::Entry> = Vec::new();
         for table in tables {
             let name = format!("{}/SSTs/{}", self.dir, table["dfsSstFileName"].as_str().ok_or_else(broken)?);
             let shown = self.reader.dir.shown(&name);
@@ -181,17 +236,26 @@ impl Files<'_> {
             if table["sizeBytes"].as_u64() != Some(content.len() as u64) {
                 return Err(damaged(&shown, "it has another size than its snapshot says"));
             }
-            for entry in sst::read(&content).map_err(|what| damaged(&shown, what))? {
-                let known = newest.get(&entry.key).map(|(sequence, _)| *sequence);
-                if known.is_none_or(|known| entry.sequence >= known) {
-                    newest.insert(entry.key, (entry.sequence, entry.value));
+            entries.extend(sst::read(&content).map_err(|what| damaged(&shown, what))?);
+        }
+        // Each key's in the order in which they were written.
+        entries.sort_by(|one, other| (&one.key, one.sequence).cmp(&(&other.key, other.sequence)));
+        let mut rows: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        let mut merges = false;
+        for sst::Entry { key, change, .. } in entries {
+            match change {
+                sst::Change::Put(value) => drop(rows.insert(key, value)),
+                sst::Change::Remove => drop(rows.remove(&key)),
+                sst::Change::Merge(value) => {
+                    self.expect_merges(&shown)?;
+                    merges = true;
+                    rows.entry(key).or_default().extend_from_slice(&value);
                 }
             }
         }
-        let rows: HashMap<_, _> =
-            newest.into_iter().filter_map(|(key, (_, value))| value.map(|value| (key, value))).collect();
         let counted = |name: &str| metadata[name].as_i64().filter(|keys| *keys >= 0);
         if let (Some(keys), Some(internal)) = (counted("numKeys"), counted("numInternalKeys"))
+            && !merges
             && (keys + internal) as usize != rows.len()
         {
             return Err(damaged(
@@ -202,8 +266,16 @@ impl Files<'_> {
         Ok(Raw { rows, families: metadata["columnFamilyMapping"].clone() })
     }
 
+    /// Values are put one behind the other only by the merge operator that Spark has since 4.1.
+    fn expect_merges(&self, shown: &str) -> Result<()> {
+        match self.reader.settings.merge_operator() {
+            Some("2") => Ok(()),
+            _ => Err(refused(format!("{shown}: it merges values in a way that is not known"))),
+        }
+    }
+
     /// The number of a column family. Where no snapshot tells it, the order in which Spark makes those of a join does.
-    async fn family(&self, raw: &Raw, name: &str) -> Result<i16> {
+    fn family(&self, raw: &Raw, name: &str) -> Result<i16> {
         if let Some(id) = raw.families[name].as_i64().and_then(|id| i16::try_from(id).ok()) {
             return Ok(id);
         }
@@ -212,6 +284,10 @@ impl Files<'_> {
             ("left-keyWithIndexToValue", 3),
             ("right-keyToNumValues", 4),
             ("right-keyWithIndexToValue", 5),
+            ("left-keyWithTsToValues", 2),
+            ("left-tsWithKey", 3),
+            ("right-keyWithTsToValues", 4),
+            ("right-tsWithKey", 5),
         ]
         .into_iter();
         let id = known.find_map(|(family, id)| (family == name).then_some(id));

@@ -94,6 +94,11 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// How RocksDB puts values together.
+    pub(crate) fn merge_operator(&self) -> Option<&'a str> {
+        self.streaming("stateStore.rocksdb.mergeOperatorVersion")
+    }
+
     pub(crate) fn join_version(&self) -> Result<u64> {
         self.number("join.stateFormatVersion", 1)
     }

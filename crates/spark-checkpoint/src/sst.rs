@@ -15,8 +15,16 @@ pub(crate) type Broken = String;
 pub(crate) struct Entry {
     pub(crate) key: Vec<u8>,
     pub(crate) sequence: u64,
-    /// The value, nothing for a removal.
-    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) change: Change,
+}
+
+/// What an entry does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    Put(Vec<u8>),
+    Remove,
+    /// Stands behind what the key has.
+    Merge(Vec<u8>),
 }
 
 const FOOTER: usize = 53;
@@ -105,12 +113,13 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Vec<Entry>, Broken> {
         for (key, value) in entries(&file.block(handle)?, false)? {
             let (key, rest) = key.split_last_chunk::<8>().ok_or("a key has no number")?;
             let packed = u64::from_le_bytes(*rest);
-            let value = match packed & 0xff {
-                0 | 7 => None,
-                1 => Some(value),
+            let change = match packed & 0xff {
+                0 | 7 => Change::Remove,
+                1 => Change::Put(value),
+                2 => Change::Merge(value),
                 kind => return Err(format!("it has an entry of the kind {kind}, which is not known")),
             };
-            found.push(Entry { key: key.to_vec(), sequence: packed >> 8, value });
+            found.push(Entry { key: key.to_vec(), sequence: packed >> 8, change });
         }
     }
     match number("rocksdb.num.entries")? {

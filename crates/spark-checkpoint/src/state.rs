@@ -168,6 +168,28 @@ impl StateReader<'_> {
         Ok(Stored { keys, values: columns(&schema.value, &mut rows.values().map(Vec::as_slice))?, rows: rows.len() })
     }
 
+    /// The rows of a column family in which a key has several; the last column of its keys is a time, which is left out.
+    pub(crate) async fn read_lists(
+        &self,
+        operator: u64,
+        partition: usize,
+        store: &StoreInfo,
+        schema: &StoreSchema,
+    ) -> Result<Stored> {
+        let dir = format!("state/{operator}/{partition}");
+        if self.settings.provider()? != Provider::RocksDb {
+            return Err(refused(format!("{}: only RocksDB has state of this format", self.dir.shown(&dir))));
+        }
+        let rows = rocksdb::load_lists(self, operator, partition, &dir, store, &schema.name).await?;
+        let broken = |what: &str| damaged(&self.dir.shown(&dir), format!("at version {}: {what}", self.version));
+        let keys = schema.key.fields().split_last().map_or(&[][..], |(_, keys)| keys);
+        Ok(Stored {
+            keys: row::decode(keys, rows.iter().map(|(key, _)| key.as_slice())).map_err(broken)?,
+            values: row::decode(schema.value.fields(), rows.iter().map(|(_, row)| row.as_slice())).map_err(broken)?,
+            rows: rows.len(),
+        })
+    }
+
     /// From a snapshot and the deltas after it; where the newest snapshot is damaged, from an older one and more deltas.
     async fn load_hdfs(&self, dir: &str) -> Result<Rows> {
         let (files, _) = self.dir.list(dir).await?;

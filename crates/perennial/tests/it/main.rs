@@ -11,6 +11,7 @@ mod on_error;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
+
 mod spark;
 mod support;
 mod tables;

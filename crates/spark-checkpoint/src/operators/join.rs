@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int32Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int32Array, Int64Array};
 use arrow::compute::nullif;
 use arrow::datatypes::{DataType, Int64Type};
 use perennial_core::error::Result;
@@ -23,8 +23,8 @@ impl Operator<'_> {
         sides: &[SideLayout; 2],
     ) -> Result<Vec<Taken>> {
         let version = reader.settings.join_version()?;
-        if !(1..=3).contains(&version) {
-            return Err(self.refuse(format_args!("the state of joins has the format {version}; 1 to 3 are known")));
+        if !(1..=4).contains(&version) {
+            return Err(self.refuse(format_args!("the state of joins has the format {version}; 1 to 4 are known")));
         }
         let [left, right] = sides;
         Ok(vec![
@@ -51,10 +51,27 @@ impl Operator<'_> {
         index: usize,
         version: u64,
     ) -> Result<Taken> {
-        let (store, schema) = self.side_store(reader, &format!("{name}-keyWithIndexToValue")).await?;
-        let stored = reader.read(self.number, partition, &store, &schema).await?;
-        let (store, count_schema) = self.side_store(reader, &format!("{name}-keyToNumValues")).await?;
-        let counted = reader.read(self.number, partition, &store, &count_schema).await?;
+        let family = if version == 4 { "keyWithTsToValues" } else { "keyWithIndexToValue" };
+        let (store, schema) = self.side_store(reader, &format!("{name}-{family}")).await?;
+        let mut stored = match version {
+            4 => reader.read_lists(self.number, partition, &store, &schema).await?,
+            _ => reader.read(self.number, partition, &store, &schema).await?,
+        };
+        let counted = match version {
+            // Rows have no numbers, so nothing counts them: they are numbered in their order.
+            4 => None,
+            _ => {
+                let (store, schema) = self.side_store(reader, &format!("{name}-keyToNumValues")).await?;
+                Some(reader.read(self.number, partition, &store, &schema).await?)
+            }
+        };
+        if counted.is_none() {
+            let mut numbers = vec![0; stored.rows];
+            for of_key in grouped(&stored.keys, stored.rows)? {
+                (0..).zip(of_key).for_each(|(number, row): (i64, usize)| numbers[row] = number);
+            }
+            stored.keys.push(Arc::new(Int64Array::from(numbers)));
+        }
         let spec = self.spec(index)?;
         let unknown = || {
             self.refuse(format_args!(
@@ -64,13 +81,17 @@ impl Operator<'_> {
             ))
         };
         let has_index = stored.keys.last().is_some_and(|index| *index.data_type() == DataType::Int64);
-        if stored.keys.len() != side.keys + 1 || !has_index || counted.keys.len() != side.keys {
+        if stored.keys.len() != side.keys + 1 || !has_index {
             return Err(unknown());
         }
         let (keys, index) = stored.keys.split_at(side.keys);
         self.expect_partition(reader, keys, partition)?;
         let index = index[0].as_primitive::<Int64Type>();
-        let counts = counted.values[0].as_primitive_opt::<Int64Type>().ok_or_else(unknown)?;
+        let counts = match &counted {
+            Some(counted) if counted.keys.len() != side.keys => return Err(unknown()),
+            Some(counted) => Some(counted.values[0].as_primitive_opt::<Int64Type>().ok_or_else(unknown)?),
+            None => None,
+        };
 
         let matched = match (schema.value.index_of(MATCHED), version) {
             (Ok(at), 2..) => stored.values[at].as_boolean_opt().ok_or_else(unknown)?.clone(),
@@ -88,8 +109,13 @@ impl Operator<'_> {
             let dir = reader.dir.shown(&format!("state/{}/{partition}", self.number));
             crate::damaged(&dir, format!("the {name} side of the join {what}"))
         };
-        if by_key.len() != counts.iter().filter(|count| *count > Some(0)).count() {
-            return Err(broken("has other keys than it counts"));
+        if let Some(counts) = counts {
+            if by_key.len() != counts.iter().filter(|count| *count > Some(0)).count() {
+                return Err(broken("has other keys than it counts"));
+            }
+            if counts.iter().flatten().sum::<i64>() != stored.rows as i64 {
+                return Err(broken("has another number of rows than it counts"));
+            }
         }
         let (mut order, mut slots, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for mut of_key in by_key {
@@ -106,11 +132,6 @@ impl Operator<'_> {
                 rows.push(if slot == 0 { of_key.len() as i32 } else { 0 });
             }
         }
-        let total: i64 = counts.iter().flatten().sum();
-        if total != stored.rows as i64 {
-            return Err(broken("has another number of rows than it counts"));
-        }
-
         let mut columns: Vec<Option<ArrayRef>> = vec![None; spec.schema.fields().len()];
         for (at, key) in keys.iter().enumerate() {
             columns[at] = fit(key, spec.schema.field(at).data_type());

@@ -67,13 +67,6 @@ impl Import {
             ))
             .into());
         }
-        if !in_place && !place.look(&query.name).await?.files.is_empty() {
-            return Err(wrong(format!(
-                "{} has a checkpoint of {} already: move it away, or set another `checkpoint` in the job file",
-                place.location, query.name
-            ))
-            .into());
-        }
         let from = storage::open(&self.from_spark, &StorageOptions::default()).at(|| self.from_spark.clone())?;
         let from = Directory::new(from.store, Default::default(), self.from_spark.clone());
         let import = SparkImport {

@@ -3,8 +3,8 @@
     spark-python expressions.py OUTPUT_DIR FILE.txt… [--time-zone ZONE] [--only GROUP…]
 
 A file has groups of lines. `# name` begins one; `from TABLE` behind the name says what its expressions are selected from (`t` without
-it), and `complete` that they aggregate. Each other line is an expression, a list of them, or a whole SELECT or WITH. A group becomes
-OUTPUT_DIR/name.json.
+it), and `complete` that they aggregate. Each other line is an expression, a list of them, or a whole SELECT or WITH. Of a list in which
+an expression fails, each expression is asked for by itself. A group becomes OUTPUT_DIR/name.json.
 """
 
 import argparse
@@ -144,9 +144,39 @@ def groups_of(paths):
                 table = words[words.index("from") + 1] if "from" in words else "t"
                 groups.append((words[0], "complete" if "complete" in words else "append", table, []))
             elif line.strip():
-                is_query = line.startswith(("SELECT ", "WITH "))
-                groups[-1][3].append(line if is_query else f"SELECT {line} FROM {groups[-1][2]}")
+                groups[-1][3].append(line)
     return groups
+
+
+def split(line):
+    """The expressions of a list."""
+    parts, depth, quote, start = [], 0, None, 0
+    for at, c in enumerate(line):
+        if quote:
+            quote = None if c == quote and line[at - 1] != "\\" else quote
+        elif c in "'\"`":
+            quote = c
+        elif c in "([":
+            depth += 1
+        elif c in ")]":
+            depth -= 1
+        elif c == "," and depth == 0:
+            parts.append(line[start:at].strip())
+            start = at + 1
+    return parts + [line[start:].strip()]
+
+
+def cases_of(spark, line, table):
+    """What Spark answers to a line."""
+    if line.startswith(("SELECT ", "WITH ")):
+        return [ask(spark, line)]
+    parts = split(line)
+    if len(parts) > 1:
+        named = ", ".join(f"{part} AS c{at}" for at, part in enumerate(parts))
+        case = ask(spark, f"SELECT {named} FROM {table}")
+        if "error" not in case:
+            return [case]
+    return [ask(spark, f"SELECT {part} FROM {table}") for part in parts]
 
 
 def ask(spark, sql):
@@ -178,11 +208,11 @@ def main():
     spark.sparkContext.setLogLevel("OFF")
     for name in TABLES:
         create(spark, name)
-    for name, mode, _, queries in groups_of(arguments.files):
+    for name, mode, table, lines in groups_of(arguments.files):
         if arguments.only and name not in arguments.only:
             continue
-        cases = [ask(spark, sql) for sql in queries]
-        used = [table for table in TABLES if any(re.search(rf"\bFROM {table}\b", sql) for sql in queries)]
+        cases = [case for line in lines for case in cases_of(spark, line, table)]
+        used = [table for table in TABLES if any(re.search(rf"\bFROM {table}\b", case["sql"]) for case in cases)]
         tables = {table: {"schema": TABLES[table][0], "rows": rows_of(table)} for table in used}
         with open(f"{arguments.output_dir}/{name}.json", "w", encoding="utf-8") as out:
             out.write('{\n"time_zone": ' + json.dumps(arguments.time_zone) + ',\n"mode": ' + json.dumps(mode))

@@ -20,6 +20,7 @@ use futures::StreamExt;
 use futures::stream;
 use perennial_core::Result;
 use perennial_core::error::Error;
+use perennial_core::layout::OperatorLayout;
 use perennial_core::plan::{BatchInfo, BatchState, Execution, OperatorProgress, PlanInput, QueryPlan};
 use perennial_core::sink::RowStream;
 use perennial_core::state::StateSpec;
@@ -38,8 +39,17 @@ use crate::planner::UNIQUE_KEY;
 const OUTPUT_BUFFER: usize = 2;
 
 /// Aggregates whose result depends on the order of their input.
-const ORDER_SENSITIVE: &[&str] =
-    &["first_value", "last_value", "nth_value", "array_agg", "collect_list", "collect_set", "string_agg"];
+const ORDER_SENSITIVE: &[&str] = &[
+    "first_value",
+    "last_value",
+    "nth_value",
+    "array_agg",
+    "collect_list",
+    "collect_set",
+    "listagg",
+    "min_by",
+    "max_by",
+];
 
 /// A query that is planned and ready to run batches.
 pub(crate) struct StreamQuery {
@@ -50,6 +60,7 @@ pub(crate) struct StreamQuery {
     operators: Vec<&'static str>,
     wants_no_data_batch: bool,
     state: Vec<StateSpec>,
+    layout: Vec<OperatorLayout>,
     /// Per state how many of its keys tell the partition.
     spread_keys: Vec<usize>,
     parallelism: usize,
@@ -87,6 +98,7 @@ impl StreamQuery {
             explain: explain(logical, &inputs, &state),
             deterministic: deterministic(logical)?,
             operators: operators.iter().map(|operator| operator.name()).collect(),
+            layout: operators.iter().map(|operator| operator.layout()).collect(),
             wants_no_data_batch: operators.iter().any(|operator| operator.wants_no_data_batch()),
             expands: logical.exists(|node| Ok(matches!(node, LogicalPlan::Unnest(_) | LogicalPlan::Join(_))))?,
             schema: Arc::new(schema),
@@ -130,6 +142,10 @@ impl QueryPlan for StreamQuery {
 
     fn state(&self) -> &[StateSpec] {
         &self.state
+    }
+
+    fn layout(&self) -> Vec<OperatorLayout> {
+        self.layout.clone()
     }
 
     fn deterministic(&self) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::config::Dialect;
 use datafusion::common::{Result, internal_err, not_impl_err};
-use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
@@ -26,6 +26,7 @@ use crate::functions::sum::CheckedSum;
 use crate::functions::types::map_of;
 use crate::functions::window::{Window, WindowTime};
 use crate::logical::not_null::FilterNullsOfJoins;
+use crate::memory::BudgetPool;
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
 use crate::{SourceTable, zone};
 
@@ -88,9 +89,11 @@ pub(crate) fn session(
     let push_down = optimizer.rules.iter().position(|rule| rule.name() == "push_down_filter");
     optimizer.rules.insert(push_down.unwrap_or_default(), Arc::new(FilterNullsOfJoins));
     let placement: Arc<dyn PhysicalOptimizerRule + Send + Sync> = Arc::new(EnsureRequirements::new());
+    let pool = Arc::new(BudgetPool(options.memory.clone()));
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
     let mut builder = SessionStateBuilder::new()
         .with_config(config)
-        .with_runtime_env(Arc::new(RuntimeEnv::default()))
+        .with_runtime_env(runtime)
         .with_default_features()
         .with_spark_features()
         .with_type_planner(Arc::new(SparkTypes { zone: session_zone.clone() }))

@@ -1,10 +1,12 @@
-//! The text formats of the logs (Spark's, version 1), with a checksum in the field that is ours.
+//! The text formats of the logs (Spark's, version 1), with a checksum in the field that is ours. What Spark wrote in its version 2 is
+//! read, too.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result, class};
 use crate::offset::Offset;
+use crate::replay::Replayed;
 use crate::state::StateRef;
 use crate::watermark::PartitionMarks;
 
@@ -70,6 +72,8 @@ pub struct OffsetEntry {
     pub sources: Vec<String>,
     /// Digest of the plan's fingerprint. Empty where Spark wrote it.
     pub plan: String,
+    /// How many requests to replay dead letters this batch and those before it have taken.
+    pub replays: u64,
 }
 
 /// How the records of a batch were accounted for. They add up: see [`BatchCounts::missing`].
@@ -126,18 +130,24 @@ pub struct CommitDetails {
     pub partitions: Vec<PartitionMarks>,
     /// Which files hold the state after the batch; `None` for a stateless query.
     pub state: Option<StateRef>,
+    /// What became of the dead letters that the batch ran again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replayed: Vec<Replayed>,
 }
 
 impl OffsetEntry {
     /// The text of the log file.
     pub fn encode(&self) -> String {
+        let mut ours = json!({ "format": FORMAT, "epoch": self.epoch, "sources": self.sources, "plan": self.plan });
+        if self.replays > 0 {
+            ours["replays"] = self.replays.into();
+        }
+        ours["crc32c"] = UNSEALED.into();
         let metadata = json!({
             "batchWatermarkMs": self.watermark_ms,
             "batchTimestampMs": self.timestamp_ms,
             "conf": self.conf,
-            "perennial": {
-                "format": FORMAT, "epoch": self.epoch, "sources": self.sources, "plan": self.plan, "crc32c": UNSEALED,
-            },
+            "perennial": ours,
         });
         let mut text = format!("v1\n{metadata}");
         for offset in &self.offsets {
@@ -149,21 +159,33 @@ impl OffsetEntry {
 
     /// Reads what [`OffsetEntry::encode`] or Spark wrote.
     pub fn decode(text: &str) -> Result<Self> {
-        let (metadata, rest) = body(text)?;
+        let (version, metadata, rest) = body(text)?;
         verify(text, &metadata["perennial"])?;
         let ours = &metadata["perennial"];
-        Ok(Self {
+        let mut entry = Self {
             watermark_ms: integer(&metadata, "batchWatermarkMs")?,
             timestamp_ms: integer(&metadata, "batchTimestampMs")?,
             conf: metadata["conf"].as_object().cloned().unwrap_or_default(),
-            offsets: rest.map(|line| (line != "-").then(|| Offset::from_json(line))).collect(),
+            offsets: Vec::new(),
             epoch: ours["epoch"].as_u64().unwrap_or_default(),
             sources: match ours["sources"].as_array() {
                 Some(names) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
                 None => Vec::new(),
             },
             plan: ours["plan"].as_str().unwrap_or_default().to_owned(),
-        })
+            replays: ours["replays"].as_u64().unwrap_or_default(),
+        };
+        let offset = |text: &str| (text != "-").then(|| Offset::from_json(text));
+        match version {
+            1 => entry.offsets = rest.map(offset).collect(),
+            _ => (entry.sources, entry.offsets) = named_offsets(rest.map(|line| line.split_once(':')), offset)?,
+        }
+        Ok(entry)
+    }
+
+    /// Whether Perennial wrote it.
+    pub fn is_ours(&self) -> bool {
+        self.epoch > 0
     }
 }
 
@@ -183,7 +205,7 @@ impl CommitEntry {
 
     /// Reads what [`CommitEntry::encode`] or Spark wrote.
     pub fn decode(text: &str) -> Result<Self> {
-        let (metadata, _) = body(text)?;
+        let (_, metadata, _) = body(text)?;
         verify(text, &metadata["perennial"])?;
         let perennial = match &metadata["perennial"] {
             Value::Null => None,
@@ -199,18 +221,43 @@ fn corrupt(what: impl Into<String>) -> Error {
     Error::new(class::CHECKPOINT_CORRUPT, what)
 }
 
-fn body(text: &str) -> Result<(Value, std::str::Lines<'_>)> {
+/// The offsets of Spark's version 2, whose lines begin with the name of the source. Sources without a name have their number, which says
+/// where they stand; those with one stand in the order of the file, which says nothing.
+fn named_offsets<'a>(
+    lines: impl Iterator<Item = Option<(&'a str, &'a str)>>,
+    offset: impl Fn(&str) -> Option<Offset>,
+) -> Result<(Vec<String>, Vec<Option<Offset>>)> {
+    let mut lines: Vec<(&str, &str)> =
+        lines.collect::<Option<_>>().ok_or_else(|| corrupt("a line has no name of a source"))?;
+    let numbers: Option<Vec<usize>> = lines.iter().map(|(name, _)| name.parse().ok()).collect();
+    let is_numbered = numbers.is_some();
+    if let Some(mut numbers) = numbers {
+        lines.sort_by_key(|(name, _)| name.parse().unwrap_or(usize::MAX));
+        numbers.sort_unstable();
+        if numbers.iter().enumerate().any(|(at, number)| at != *number) {
+            return Err(corrupt(format!("its sources have the numbers {numbers:?}")));
+        }
+    }
+    let names = if is_numbered { Vec::new() } else { lines.iter().map(|(name, _)| (*name).to_owned()).collect() };
+    Ok((names, lines.into_iter().map(|(_, text)| offset(text)).collect()))
+}
+
+fn body(text: &str) -> Result<(u64, Value, std::str::Lines<'_>)> {
     let mut lines = text.lines();
-    match lines.next() {
-        Some("v1") => {}
+    let version = match lines.next() {
+        Some("v1") => 1,
+        Some("v2") => 2,
         Some(other) if other.starts_with('v') => {
-            return Err(Error::new(class::CHECKPOINT_NEWER, format!("its format is {other}; this version reads v1")));
+            return Err(Error::new(
+                class::CHECKPOINT_NEWER,
+                format!("its format is {other}; this version reads v1 and v2"),
+            ));
         }
         _ => return Err(corrupt("it is empty or torn: the first line is not a version")),
-    }
+    };
     let json = lines.next().ok_or_else(|| corrupt("it is torn: the second line is missing"))?;
     let value = serde_json::from_str(json).map_err(|e| corrupt(format!("its second line is not JSON: {e}")))?;
-    Ok((value, lines))
+    Ok((version, value, lines))
 }
 
 fn integer(value: &Value, key: &str) -> Result<i64> {
@@ -267,6 +314,7 @@ mod tests {
             epoch: 3,
             sources: vec!["a".into(), "b".into()],
             plan: "abc".into(),
+            replays: 0,
         }
     }
 
@@ -281,6 +329,7 @@ mod tests {
                 input_watermarks: vec![Some(1), None],
                 partitions: Vec::new(),
                 state: None,
+                replayed: Vec::new(),
             }),
         }
     }

@@ -12,6 +12,7 @@ use super::recovery::{Damage, Found, Part};
 use super::source_log::SourceLog;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, ResultExt, class};
+use crate::replay::ReplayRequest;
 use crate::sink::BatchId;
 
 /// The logs of one query. All paths of a checkpoint are made here.
@@ -184,6 +185,29 @@ impl CheckpointLog {
         [self.root.clone().join("metadata"), self.root.clone().join("_perennial").join("metadata")]
     }
 
+    /// Writes the entry of a batch that goes on from what another engine wrote: in place of the other's entry, where there is one. That one is
+    /// kept in `_perennial/aside`.
+    pub async fn adopt_offsets(&self, batch: BatchId, entry: &OffsetEntry) -> Result<()> {
+        self.adopt("offsets", batch, entry.encode()).await
+    }
+
+    /// The same for a commit: with it the batch is ours.
+    pub async fn adopt_commit(&self, batch: BatchId, entry: &CommitEntry) -> Result<()> {
+        self.adopt("commits", batch, entry.encode()?).await
+    }
+
+    async fn adopt(&self, log: &str, batch: BatchId, text: String) -> Result<()> {
+        self.check_fence().await?;
+        let path = self.path(log, batch);
+        if let Some(before) = self.read(&path).await? {
+            self.env.storage.put(&self.aside(&path), before.into()).await?;
+            // Hadoop's checksum of what was there before.
+            self.remove(&self.root.clone().join(log).join(format!(".{batch}.crc"))).await?;
+        }
+        self.env.storage.put(&path, text.into()).await?;
+        Ok(())
+    }
+
     /// Takes commits out of the log, newest first, so that their batches run again. What they were is kept in `_perennial/aside`.
     pub async fn set_commits_aside(&self, batches: impl DoubleEndedIterator<Item = BatchId>) -> Result<()> {
         self.check_fence().await?;
@@ -200,10 +224,14 @@ impl CheckpointLog {
             Err(object_store::Error::NotFound { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let place = self.root.clone().join("_perennial").join("aside").join(self.epoch.to_string());
-        let name = path.prefix_match(&self.root).into_iter().flatten().fold(place, |place, part| place.join(part));
-        self.env.storage.put(&name, content.into()).await?;
+        self.env.storage.put(&self.aside(path), content.into()).await?;
         self.remove(path).await
+    }
+
+    /// Where a file is kept that is no longer in its place.
+    fn aside(&self, path: &Path) -> Path {
+        let place = self.root.clone().join("_perennial").join("aside").join(self.epoch.to_string());
+        path.prefix_match(&self.root).into_iter().flatten().fold(place, |place, part| place.join(part))
     }
 
     /// Adds to an error of a damaged checkpoint what is known to be good, and how to go on from there.
@@ -230,6 +258,22 @@ impl CheckpointLog {
     /// Logs what batch N reads. Durable when it returns.
     pub async fn write_offsets(&self, batch: BatchId, entry: &OffsetEntry) -> Result<()> {
         self.create(&self.path("offsets", batch), entry.encode().into()).await
+    }
+
+    /// The request to replay dead letters with this number, if somebody has made it.
+    pub async fn read_replay(&self, number: u64) -> Result<Option<ReplayRequest>> {
+        let path = self.replay_path(number);
+        let text = self.read(&path).await?;
+        text.map(|text| ReplayRequest::decode(&text)).transpose().at(|| path.to_string())
+    }
+
+    fn replay_path(&self, number: u64) -> Path {
+        self.root.clone().join("_perennial").join("replays").join(number.to_string())
+    }
+
+    /// Takes back what batch N reads, so that it can be logged anew: only for a batch of which nothing was written anywhere.
+    pub async fn withdraw_offsets(&self, batch: BatchId) -> Result<()> {
+        Ok(self.env.storage.delete(&self.path("offsets", batch)).await?)
     }
 
     /// `commits/N`.
@@ -319,6 +363,24 @@ impl CheckpointLog {
         match self.env.storage.delete(path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Leaves a request to replay dead letters in the checkpoint of a query, which may run; gives its number. Nothing else of the checkpoint is
+/// touched.
+pub async fn request_replay(env: &Env, query: &str, request: &ReplayRequest) -> Result<u64> {
+    let log = CheckpointLog { env: env.clone(), root: Path::from(query), epoch: 0 };
+    let content = Bytes::from(request.encode()?);
+    let mut number = log.numbers("_perennial/replays").await?.last().map_or(0, |last| last + 1);
+    loop {
+        let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+        let path = log.replay_path(number);
+        match env.storage.put_opts(&path, content.clone().into(), options).await {
+            Ok(_) => return Ok(number),
+            // Somebody else asked at the same moment.
+            Err(object_store::Error::AlreadyExists { .. }) => number += 1,
+            Err(error) => return Err(Error::from(error).at(path.to_string())),
         }
     }
 }

@@ -7,9 +7,13 @@ mod bad_input;
 mod bad_kafka;
 mod checkpoint;
 mod cli;
+mod dlq;
+mod memory;
 mod on_error;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
+mod refused_rows;
+mod spark;
 mod support;
 mod tables;

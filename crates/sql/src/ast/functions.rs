@@ -15,6 +15,10 @@ use super::tokens::{LIKE_ALL, LIKE_ANY};
 use crate::error::refused_analysis;
 use crate::functions::cast::read::{date, timestamp};
 
+/// Name of the function around what is cast. To DataFusion two casts of one value have the same name, whatever their types: this tells
+/// them apart until the types are known.
+pub(crate) const CAST_OPERAND: &str = "cast_operand";
+
 /// Rewrites calls in place.
 pub(crate) struct Functions;
 
@@ -64,6 +68,15 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
             array: *array,
             format: format.clone(),
         }),
+        Expr::Cast { kind: CastKind::Cast | CastKind::TryCast, expr: of, data_type, .. }
+            if !matches!(of.as_ref(), Expr::Value(_)) =>
+        {
+            let mut cast = expr.clone();
+            if let Expr::Cast { expr, .. } = &mut cast {
+                **expr = call(CAST_OPERAND, vec![of.as_ref().clone(), text(&data_type.to_string())]);
+            }
+            Some(cast)
+        }
         Expr::RLike { negated, expr, pattern, .. } => {
             let matches = call("rlike", vec![expr.as_ref().clone(), pattern.as_ref().clone()]);
             Some(if *negated { not(matches) } else { matches })
@@ -106,6 +119,11 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
             Some(call("date_part", vec![text(&field.to_string()), expr.as_ref().clone()]))
         }
         Expr::Array(array) => Some(call("array", array.elem.clone())),
+        Expr::UnaryOp { op: UnaryOperator::BangNot, expr } => Some(not(expr.as_ref().clone())),
+        // A text is a number here.
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } if is_text(expr) => {
+            Some(call("negative", vec![expr.as_ref().clone()]))
+        }
         Expr::UnaryOp { op: UnaryOperator::Plus, expr } => Some(call("positive", vec![expr.as_ref().clone()])),
         Expr::UnaryOp { op: UnaryOperator::BitwiseNot, expr } => Some(call("bitwise_not", vec![expr.as_ref().clone()])),
         Expr::BinaryOp { left, op: BinaryOperator::PGBitwiseShiftLeft, right } => {
@@ -117,16 +135,20 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
         Expr::Function(function) if function.over.is_none() => {
             let name = function.name.to_string().to_lowercase();
             let args = arguments(function)?;
+            if !function.within_group.is_empty() {
+                return within_group(function, &name, args);
+            }
             if let [of] = args.as_slice()
                 && let Some((_, data_type)) = CASTS.iter().find(|(spark, _)| *spark == name)
             {
-                return Some(Expr::Cast {
+                let cast = Expr::Cast {
                     kind: CastKind::Cast,
                     expr: Box::new(of.clone()),
                     data_type: data_type.clone(),
                     array: false,
                     format: None,
-                });
+                };
+                return Some(rewrite(&cast).unwrap_or(cast));
             }
             if let (Some(unit), Some(own)) = (args.first().and_then(unit_of), with_unit(&name, args.len())) {
                 let mut args = args.clone();
@@ -149,6 +171,11 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     let mut function = with_arguments(function, &name, of);
                     function.null_treatment = ignore.then_some(NullTreatment::IgnoreNulls);
                     Some(Expr::Function(function))
+                }
+                // It is at least as exact as any error that is asked for.
+                ("approx_count_distinct", [of, _]) => {
+                    let of = vec![FunctionArg::Unnamed(FunctionArgExpr::Expr(of.clone()))];
+                    Some(Expr::Function(with_arguments(function, &name, of)))
                 }
                 ("struct", _) => Some(struct_of(&args)),
                 // The fields have the names of columns, or else are numbered.
@@ -197,6 +224,36 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
         }
         _ => None,
     }
+}
+
+fn is_text(expr: &Expr) -> bool {
+    matches!(
+        expr,
+        Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(_) | Value::DoubleQuotedString(_), .. })
+    )
+}
+
+/// `f(…) WITHIN GROUP (ORDER BY key)` as a call with the key and whether it descends.
+fn within_group(function: &Function, name: &str, args: Vec<Expr>) -> Option<Expr> {
+    let truth = |value| Expr::Value(Value::Boolean(value).with_empty_span());
+    let descends = |at: usize| function.within_group[at].options.asc == Some(false);
+    let descending = descends(0);
+    if (0..function.within_group.len()).any(|at| descends(at) != descending) {
+        return None;
+    }
+    let key = match function.within_group.as_slice() {
+        [key] => key.expr.clone(),
+        keys => struct_of(&keys.iter().map(|key| key.expr.clone()).collect::<Vec<_>>()),
+    };
+    let args = match (name, args.as_slice()) {
+        ("percentile_cont" | "percentile_disc", [fraction]) => vec![key, fraction.clone(), truth(descending)],
+        ("mode", []) => vec![key, truth(true), truth(descending)],
+        ("listagg" | "string_agg", [of]) => vec![of.clone(), text(""), key, truth(descending)],
+        ("listagg" | "string_agg", [of, between]) => vec![of.clone(), between.clone(), key, truth(descending)],
+        _ => return None,
+    };
+    let args = args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect();
+    Some(Expr::Function(Function { within_group: vec![], ..with_arguments(function, name, args) }))
 }
 
 /// Functions that are casts.
@@ -328,7 +385,7 @@ fn rounding(expr: &Expr, field: &CeilFloorKind) -> Vec<Expr> {
 }
 
 /// The arguments of a plain call.
-fn arguments(function: &Function) -> Option<Vec<Expr>> {
+pub(super) fn arguments(function: &Function) -> Option<Vec<Expr>> {
     let FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses }) = &function.args
     else {
         return None;

@@ -4,14 +4,14 @@ use std::f64::consts;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float64Array, Int8Array, Int32Array, Int64Array, StringArray,
+    Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Float64Array, Int8Array, Int64Array, StringArray,
 };
 use datafusion::arrow::compute;
 use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type, Int32Type, Int64Type};
 use datafusion::common::{Result, ScalarValue, exec_err};
 
 use super::function::{Arg, Args, Call, Spec, returns};
-use super::types::{is_float, is_integral, is_number, is_string, mismatch, sql_name};
+use super::types::{is_integral, is_number, is_string, mismatch, sql_name};
 use crate::error::failed;
 
 const DOUBLE: Args = Args::Fixed(1, &[Arg::Double]);

@@ -58,5 +58,5 @@ pub(crate) fn scalar(zone: &Arc<str>) -> Vec<ScalarUDF> {
         text::ALL,
     ];
     let own = tables.into_iter().flatten().map(|spec| Function::udf(spec, zone));
-    own.chain(Arithmetic::all()).collect()
+    own.chain(Arithmetic::all()).chain([misc::Coalesce::udf()]).collect()
 }

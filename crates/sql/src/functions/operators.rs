@@ -10,7 +10,8 @@ use datafusion::logical_expr::{Expr, ExprSchemable, ScalarUDF, lit};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::arithmetic::{Arithmetic, Operation};
-use super::types::{is_integral, is_string};
+use super::cast::cast_to;
+use super::types::{common, is_integral, is_string};
 
 /// Plans operators with Spark's functions. Their types are found when the whole query is planned.
 #[derive(Debug)]
@@ -50,6 +51,28 @@ fn is_time(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Date32 | DataType::Timestamp(..) | DataType::Interval(_) | DataType::Duration(_))
 }
 
+/// A comparison or a logical operation in which a text beside another type is read as that type, which the planner would refuse.
+fn with_text_read(mut expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+    use BinaryOperator::{And, BitwiseAnd, BitwiseOr, BitwiseXor, Eq, Gt, GtEq, Lt, LtEq, NotEq, Or, Spaceship};
+    let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+    let wanted = match expr.op {
+        And | Or if is_string(&left) || is_string(&right) => Some(DataType::Boolean),
+        Eq | NotEq | Lt | LtEq | Gt | GtEq | Spaceship if is_string(&left) != is_string(&right) => {
+            common(&left, &right)
+        }
+        BitwiseAnd | BitwiseOr | BitwiseXor if is_string(&left) != is_string(&right) => common(&left, &right),
+        _ => None,
+    };
+    if let Some(wanted) = wanted {
+        for (side, data_type) in [(&mut expr.left, left), (&mut expr.right, right)] {
+            if is_string(&data_type) {
+                *side = cast_to(std::mem::take(side), &data_type, &wanted, false)?;
+            }
+        }
+    }
+    Ok(PlannerResult::Original(expr))
+}
+
 impl ExprPlanner for SparkOperators {
     fn plan_binary_op(&self, expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
         let call = |udf: &Arc<ScalarUDF>, left, right| {
@@ -65,7 +88,7 @@ impl ExprPlanner for SparkOperators {
             BinaryOperator::Divide => Operation::Divide,
             BinaryOperator::MyIntegerDivide => Operation::DivideWhole,
             BinaryOperator::Modulo => Operation::Remainder,
-            _ => return Ok(PlannerResult::Original(expr)),
+            _ => return with_text_read(expr, schema),
         };
         let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
         if let Some((name, swapped)) = of_intervals(operation, &left, &right) {

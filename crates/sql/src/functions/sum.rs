@@ -99,7 +99,7 @@ struct Sums<T: ArrowPrimitiveType> {
     limits: (T::Native, T::Native),
 }
 
-impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp>> Sums<T> {
+impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp> + Send> Sums<T> {
     fn new(of: &DataType) -> Self {
         let mut limits = (T::Native::MIN_TOTAL_ORDER, T::Native::MAX_TOTAL_ORDER);
         if let DataType::Decimal128(precision, _) = of {
@@ -117,7 +117,7 @@ impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp>> Sums<T> {
     }
 }
 
-impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp>> GroupsAccumulator for Sums<T> {
+impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp> + Send> GroupsAccumulator for Sums<T> {
     fn update_batch(
         &mut self,
         values: &[ArrayRef],
@@ -174,7 +174,7 @@ impl<T: ArrowPrimitiveType> fmt::Debug for OneSum<T> {
     }
 }
 
-impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp>> Accumulator for OneSum<T> {
+impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp> + Send> Accumulator for OneSum<T> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         if values[0].is_empty() {
             return Ok(());

@@ -89,6 +89,9 @@ impl Accumulator for Extreme {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         let keys = if self.alone { &values[0] } else { &values[1] };
         let nulls = keys.logical_nulls();
+        if nulls.as_ref().is_some_and(|nulls| nulls.null_count() == keys.len()) {
+            return Ok(());
+        }
         let order = compare(keys, keys)?;
         let rows = (0..keys.len()).filter(|row| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row)));
         let best = rows.reduce(|best, row| if order(best, row) == self.wanted { best } else { row });

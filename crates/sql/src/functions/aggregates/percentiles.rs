@@ -224,7 +224,8 @@ impl Counted {
         }
         let values = take(&values, &UInt32Array::from(first), None)?;
         let counts = Int64Array::from(sums);
-        (self.values, self.counts) = (vec![values.clone()], vec![Arc::new(counts.clone())]);
+        self.values = vec![values.clone()];
+        self.counts = vec![Arc::new(counts.clone())];
         Ok((values, counts))
     }
 

@@ -16,6 +16,7 @@ use datafusion::common::Result;
 
 use super::numbers::exact;
 use super::{malformed, time, too_many_digits};
+use crate::error::failed;
 
 /// Reads texts as values of a type.
 pub(super) fn read(texts: &StringArray, to: &DataType, lenient: bool) -> Result<ArrayRef> {
@@ -49,7 +50,16 @@ pub(super) fn read(texts: &StringArray, to: &DataType, lenient: bool) -> Result<
                     match exact(trimmed(text), *precision, scale) {
                         Some(value) => Ok(Some(value)),
                         None if lenient => Ok(None),
-                        // It is a number, but does not fit.
+                        // It is a number, but does not fit into any DECIMAL, or not into this one.
+                        None if trimmed(text)
+                            .parse::<f64>()
+                            .is_ok_and(|value| value.is_finite() && value.abs() >= 1e38) =>
+                        {
+                            Err(failed(
+                                "NUMERIC_OUT_OF_SUPPORTED_RANGE",
+                                format!("the number {text} has more than 38 digits: use try_cast() to get NULL"),
+                            ))
+                        }
                         None if trimmed(text).parse::<f64>().is_ok_and(f64::is_finite) => {
                             Err(too_many_digits(text, to))
                         }

@@ -54,7 +54,10 @@ fn is_time(data_type: &DataType) -> bool {
 /// A comparison or a logical operation in which a text beside another type is read as that type, which the planner would refuse.
 fn with_text_read(mut expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
     use BinaryOperator::{And, BitwiseAnd, BitwiseOr, BitwiseXor, Eq, Gt, GtEq, Lt, LtEq, NotEq, Or, Spaceship};
-    let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+    // Where a type is not known yet, the planner does not look either.
+    let (Ok(left), Ok(right)) = (expr.left.get_type(schema), expr.right.get_type(schema)) else {
+        return Ok(PlannerResult::Original(expr));
+    };
     let wanted = match expr.op {
         And | Or if is_string(&left) || is_string(&right) => Some(DataType::Boolean),
         Eq | NotEq | Lt | LtEq | Gt | GtEq | Spaceship if is_string(&left) != is_string(&right) => {

@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, StringArray};
+use datafusion::arrow::array::{ArrayRef, StringArray};
 use datafusion::arrow::datatypes::Int32Type;
-use datafusion::common::{DataFusionError, Result};
+use datafusion::common::Result;
 use regex::{Captures, Regex};
 
 use super::function::{Arg, Args, Call, Spec, returns};

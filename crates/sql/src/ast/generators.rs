@@ -7,7 +7,8 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     ExceptSelectItem, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
     GroupByExpr, Ident, LateralView, ObjectNamePart, OneOrManyWithParens, Query, Select, SelectFlavor, SelectItem,
-    SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut, WildcardAdditionalOptions,
+    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
+    WildcardAdditionalOptions,
 };
 
 use super::functions::{call, with_name};
@@ -82,6 +83,7 @@ impl Generators<'_> {
                 }
                 _ => std::mem::take(&mut aliases),
             };
+            let names = columns.clone();
             let inner = Self::unnested(select.from.clone(), None, function, rows, outer || own_outer);
             let items = std::iter::once(everything_but_generated())
                 .chain(
@@ -93,7 +95,8 @@ impl Generators<'_> {
                 .collect();
             let alias = table_name(&select.from);
             let outer_select = simple_select(items, vec![derived(inner, None)]);
-            select.from = vec![derived(outer_select, alias)];
+            select.from = vec![derived(outer_select, alias.clone())];
+            stars(select, alias.as_ref(), table.as_ref(), &names);
             if let Some(table) = table.take() {
                 unqualify(select, &table);
             }
@@ -143,7 +146,7 @@ impl Generators<'_> {
         select.projection.splice(*at..=*at, generated);
         for item in &mut select.projection {
             if let SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) = item {
-                add_exception(options);
+                add_exception(options, Ident::new(GENERATED));
             }
         }
         Ok(())
@@ -235,18 +238,39 @@ fn field_at(at: usize) -> Expr {
 
 fn everything_but_generated() -> SelectItem {
     let mut options = WildcardAdditionalOptions::default();
-    add_exception(&mut options);
+    add_exception(&mut options, Ident::new(GENERATED));
     SelectItem::Wildcard(options)
 }
 
-fn add_exception(options: &mut WildcardAdditionalOptions) {
-    let generated = Ident::new(GENERATED);
+fn add_exception(options: &mut WildcardAdditionalOptions, column: Ident) {
     match &mut options.opt_except {
-        Some(except) => except.additional_elements.push(generated),
-        None => {
-            options.opt_except = Some(ExceptSelectItem { first_element: generated, additional_elements: Vec::new() });
-        }
+        Some(except) => except.additional_elements.push(column),
+        None => options.opt_except = Some(ExceptSelectItem { first_element: column, additional_elements: Vec::new() }),
     }
+}
+
+/// Beside a lateral view with these `columns`, `table.*` is what stood before it, and `view.*` the columns.
+fn stars(select: &mut Select, table: Option<&Ident>, view: Option<&Ident>, columns: &[Ident]) {
+    let mut items = Vec::with_capacity(select.projection.len());
+    for mut item in std::mem::take(&mut select.projection) {
+        if let SelectItem::QualifiedWildcard(SelectItemQualifiedWildcardKind::ObjectName(name), options) = &mut item {
+            let is =
+                |ident: &Ident| name.0.last().and_then(ObjectNamePart::as_ident).is_some_and(|last| same(last, ident));
+            if view.is_some_and(is) {
+                items.extend(columns.iter().map(|column| SelectItem::UnnamedExpr(Expr::Identifier(column.clone()))));
+                continue;
+            }
+            if table.is_some_and(is) {
+                columns.iter().for_each(|column| add_exception(options, column.clone()));
+            }
+        }
+        items.push(item);
+    }
+    select.projection = items;
+}
+
+fn same(one: &Ident, other: &Ident) -> bool {
+    one.value.eq_ignore_ascii_case(&other.value)
 }
 
 fn simple_select(projection: Vec<SelectItem>, from: Vec<TableWithJoins>) -> Select {

@@ -12,7 +12,8 @@ use super::lineage::group_exprs;
 use super::nodes::{SessionAggregate, StatefulAggregate, is_event_time, node_of};
 use super::stateful::reads_stream;
 use crate::SourceTable;
-use crate::error::{refused, unsupported};
+use crate::error::{refused, refused_analysis, unsupported};
+use crate::functions::clock::CLOCK_FUNCTIONS;
 
 /// Spark's catch-all condition for streaming queries that it does not run.
 const NOT_STREAMING: &str = "_LEGACY_ERROR_TEMP_3102";
@@ -114,7 +115,10 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                     }
                 }
             }
-            LogicalPlan::Join(join) => static_join(join)?,
+            LogicalPlan::Join(join) => {
+                deterministic(join)?;
+                static_join(join)?;
+            }
             LogicalPlan::Distinct(Distinct::On(_)) => {
                 return Err(unsupported("DISTINCT ON is not supported on streams: group by the columns instead"));
             }
@@ -188,6 +192,22 @@ fn functions(aggregate: &Aggregate) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The condition of a join is evaluated for pairs of rows, at a time and as often as it suits: it must not be different each time.
+fn deterministic(join: &Join) -> Result<()> {
+    let random = |inner: &Expr| match inner {
+        Expr::ScalarFunction(call) => Ok(inner.is_volatile_node() && !CLOCK_FUNCTIONS.contains(&call.func.name())),
+        _ => Ok(false),
+    };
+    let mut conditions = join.on.iter().flat_map(|(left, right)| [left, right]).chain(&join.filter);
+    match conditions.find(|condition| condition.exists(random).unwrap_or(false)) {
+        None => Ok(()),
+        Some(condition) => Err(refused_analysis(
+            "INVALID_NON_DETERMINISTIC_EXPRESSIONS",
+            format!("{condition}: the condition of a join must not be different each time: use WHERE above the join"),
+        )),
+    }
 }
 
 /// Joins of a stream and a table: the stream's rows must be the ones that are kept, for those that will come are not known.

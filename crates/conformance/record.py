@@ -32,7 +32,7 @@ from pyspark.sql import types as T  # noqa: E402
 INPUT = ["name", "category", "about", "sources", "static_tables", "conf", "sql", "output_mode", "ordered",
          "restart_before_step", "fail_sink_in_step"]
 EPOCH = "1970-01-01T00:00:00Z"
-WIDTH = 160
+WIDTH = 150
 
 
 class Torn(Exception):
@@ -152,9 +152,11 @@ def conditions(error):
                 state = throwable.getSqlState()
             except Exception:
                 state = None
-        found.append(condition)
+        # The catch-all conditions of errors that have no name yet say nothing.
+        found.append(condition if not found or not str(condition).startswith("_LEGACY") else None)
         throwable = throwable.getCause()
-    return found, (text or "").split("\n")[0], state
+    text = (text or "").split("\n")[0]
+    return found, text.split(" terminated with exception: ", 1)[-1], state
 
 
 class Recording:

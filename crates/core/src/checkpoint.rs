@@ -30,7 +30,7 @@ mod tests;
 
 pub use format::{BatchCounts, CommitDetails, CommitEntry, Metadata, OffsetEntry};
 pub use inspect::{Checked, FileMeta, Inspector, Look};
-pub use log::CheckpointLog;
+pub use log::{CheckpointLog, request_replay};
 pub use mend::{Plan, Step};
 pub use recovery::{Damage, Found, Part, Recovery, recover};
 pub use source_log::SourceLog;

@@ -1,6 +1,8 @@
 //! Dead letters: what could not be processed, kept whole with the reason, once.
 
 mod files;
+mod outcome;
+mod record;
 mod retention;
 
 use async_trait::async_trait;
@@ -12,6 +14,8 @@ use crate::records::RawRecord;
 use crate::sink::BatchId;
 
 pub use files::{FileDeadLetters, Journal};
+pub use outcome::{Mark, Outcome};
+pub use record::{decode as decode_record, set_value};
 
 /// Where in the way of a batch a record failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -144,6 +148,11 @@ pub struct EntrySummary {
 pub trait DeadLetters: Send + Sync {
     /// Writes the letters of a batch; durable when it returns. Writing the letters of a batch again has no effect.
     async fn write(&self, batch: &LetterBatch, letters: Vec<DeadLetter>) -> Result<()>;
+
+    /// Notes how entries stand now. Noting the same again has no effect.
+    async fn mark(&self, _marks: &[Mark]) -> Result<()> {
+        Ok(())
+    }
 
     /// What is there.
     async fn stats(&self) -> Result<DeadLetterStats>;

@@ -185,11 +185,11 @@ impl Checked {
         guilty: &'a [Guilty],
         (stream, first): (StreamId, u64),
         rows: usize,
-    ) -> Result<Vec<(usize, &'a Guilty)>> {
+    ) -> Result<Vec<(usize, &'a Error)>> {
         let start = guilty.partition_point(|g| (g.stream, g.row) < (stream, first));
         let here = guilty[start..].iter().take_while(|g| g.stream == stream && g.row < first + rows as u64);
-        let blamed: Vec<(usize, &Guilty)> = here
-            .map(|guilty| ((guilty.row - first) as usize, guilty))
+        let blamed: Vec<(usize, &Error)> = here
+            .map(|guilty| ((guilty.row - first) as usize, &guilty.error))
             .filter(|(row, _)| self.keep.as_ref().is_none_or(|keep| keep.value(*row)))
             .collect();
         if !blamed.is_empty() {
@@ -202,6 +202,14 @@ impl Checked {
             });
         }
         Ok(blamed)
+    }
+
+    /// Takes all rows out that would stay, because of an error of the whole batch.
+    pub fn blame_all<'a>(&mut self, error: &'a Error, rows: usize) -> Vec<(usize, &'a Error)> {
+        let stays = |row: &usize| self.keep.as_ref().is_none_or(|keep| keep.value(*row));
+        let blamed = (0..rows).filter(stays).map(|row| (row, error)).collect();
+        self.keep = Some(BooleanArray::from(vec![false; rows]));
+        blamed
     }
 
     /// The rows that stay.

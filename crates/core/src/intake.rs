@@ -82,6 +82,8 @@ pub enum Take {
     Only(Arc<RowSet>),
     /// All but these, which go to the dead letters.
     Without(Arc<Vec<Guilty>>),
+    /// None: all go to the dead letters, with this error.
+    Nothing(Arc<Error>),
 }
 
 /// How the records of one source become the rows of one query.
@@ -107,6 +109,11 @@ impl Gate {
         let decoder = (spec.decoder)(&columns).at(|| format!("source {}", spec.name))?;
         let event_time = event_time.and_then(|column| columns.binary_search(&column).ok());
         Ok(Self { source: spec.name.clone(), decoder, expectations: spec.expectations.clone(), columns, event_time })
+    }
+
+    /// What decodes the records.
+    pub fn decoder(&self) -> &dyn Decoder {
+        self.decoder.as_ref()
     }
 
     /// The columns that are decoded.
@@ -207,8 +214,10 @@ impl Gate {
             decoded.rows = filter_record_batch(&decoded.rows, &wanted)?;
         }
         let mut checked = self.expectations.check(&decoded.rows)?;
-        let blamed = match take {
-            Take::Without(guilty) => checked.blame(guilty, at, decoded.rows.num_rows())?,
+        let rows = decoded.rows.num_rows();
+        let blamed: Vec<(usize, &Error)> = match take {
+            Take::Without(guilty) => checked.blame(guilty, at, rows)?,
+            Take::Nothing(error) => checked.blame_all(error, rows),
             Take::All | Take::Only(_) => Vec::new(),
         };
         if let Some(intake) = intake {
@@ -226,7 +235,7 @@ impl Gate {
         &self,
         decoded: &Decoded,
         violations: &[Violation],
-        blamed: &[(usize, &Guilty)],
+        blamed: &[(usize, &Error)],
         rows_position: Option<&Position>,
     ) -> Result<Vec<DeadLetter>> {
         let block = decoded.origin.block.as_deref();
@@ -259,13 +268,14 @@ impl Gate {
                 rules: violation.rules.clone(),
             });
         }
-        for (row, guilty) in blamed {
+        for (row, error) in blamed {
             letters.push(DeadLetter {
                 source: self.source.clone(),
                 record: of_row(*row)?,
-                stage: Stage::Execute,
-                class: guilty.error.class(),
-                message: guilty.error.to_string(),
+                stage: if error.class() == class::EXPRESSION_FAILED { Stage::Execute } else { Stage::Sink },
+                class: error.class(),
+                // Without the places, which are those of a trial of some of the rows.
+                message: error.message().to_owned(),
                 rules: Vec::new(),
             });
         }

@@ -44,6 +44,48 @@ impl RowSet {
         (self.len() == 1).then(|| rows.first().map(|rows| (*stream, rows.start))).flatten()
     }
 
+    /// The first rows, so many.
+    fn first(&self, mut count: u64) -> Self {
+        let mut first = Self::default();
+        for (stream, ranges) in &self.0 {
+            for rows in ranges {
+                let taken = count.min(rows.end - rows.start);
+                first.push(*stream, rows.start..rows.start + taken);
+                count -= taken;
+            }
+        }
+        first
+    }
+
+    /// The row with this number, counted from 0.
+    fn nth(&self, mut number: u64) -> Option<(StreamId, u64)> {
+        for (stream, ranges) in &self.0 {
+            for rows in ranges {
+                if number < rows.end - rows.start {
+                    return Some((*stream, rows.start + number));
+                }
+                number -= rows.end - rows.start;
+            }
+        }
+        None
+    }
+
+    /// All rows but these, which are in their order.
+    pub fn without(self, guilty: impl IntoIterator<Item = (StreamId, u64)>) -> Self {
+        let mut guilty = guilty.into_iter().peekable();
+        let mut left = Self::default();
+        for (stream, ranges) in self.0 {
+            for mut rows in ranges {
+                while let Some((_, row)) = guilty.next_if(|(of, row)| (*of, *row) < (stream, rows.end)) {
+                    left.push(stream, rows.start..row);
+                    rows.start = row + 1;
+                }
+                left.push(stream, rows);
+            }
+        }
+        left
+    }
+
     /// The first half and the second.
     fn halves(self) -> (Self, Self) {
         let mut left = self.len() / 2;
@@ -78,6 +120,9 @@ impl RowSet {
         Some(BooleanArray::new(mask.finish(), None))
     }
 }
+
+/// The most rows that are looked for one after the other with all those before them, at the cost of a logarithm of trials of the batch each.
+const MOST_REPEATED: usize = 100;
 
 /// A row that breaks the batch by itself, and the error that it gives.
 #[derive(Debug)]
@@ -171,6 +216,64 @@ impl Search {
     }
 }
 
+/// A search for rows that fail together with rows before them, such as a key that comes twice: the later one is guilty. Used as [`Search`] is.
+#[derive(Debug)]
+pub struct PrefixSearch {
+    rows: RowSet,
+    /// So many of the first rows pass together.
+    passes: u64,
+    /// So many do not, with this error.
+    fails: Option<(u64, Error)>,
+    guilty: Vec<Guilty>,
+    asked: u64,
+    done: bool,
+}
+
+impl PrefixSearch {
+    /// A search among rows of which it is known that they fail together.
+    pub fn new(rows: RowSet, error: Error) -> Self {
+        let fails = Some((rows.len(), error));
+        Self { rows, passes: 0, fails, guilty: Vec::new(), asked: 0, done: false }
+    }
+
+    /// The rows to try next.
+    #[allow(clippy::should_implement_trait, reason = "each answer needs a `tell` before the next question")]
+    pub fn next(&mut self) -> Option<RowSet> {
+        if let Some((count, error)) = self.fails.take() {
+            if count > self.passes + 1 {
+                self.asked = self.passes.midpoint(count);
+                self.fails = Some((count, error));
+                return Some(self.rows.first(self.asked));
+            }
+            let (stream, row) = self.rows.nth(self.passes)?;
+            self.rows = std::mem::take(&mut self.rows).without([(stream, row)]);
+            self.guilty.push(Guilty { stream, row, error });
+        }
+        if self.done || self.guilty.len() >= MOST_REPEATED {
+            return None;
+        }
+        self.asked = self.rows.len();
+        Some(self.rows.clone())
+    }
+
+    /// What came of the last trial.
+    pub fn tell(&mut self, result: Result<(), Error>) {
+        match result {
+            Ok(()) => {
+                self.passes = self.asked;
+                self.done = self.asked == self.rows.len();
+            }
+            Err(error) => self.fails = Some((self.asked, error)),
+        }
+    }
+
+    /// The rows found, in their order; `None` where they are too many.
+    pub fn guilty(mut self) -> Option<Vec<Guilty>> {
+        self.guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
+        self.done.then_some(self.guilty)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +331,27 @@ mod tests {
     }
 
     #[test]
+    fn of_rows_that_fail_together_the_later_is_found() {
+        // Rows 3 and 7 of one stream and 2 of the other have the key of an earlier row.
+        let twice = [((0, 0), 3), ((0, 0), 7), ((0, 1), 2)];
+        for found in 0..=twice.len() {
+            let mut search = PrefixSearch::new(rows(&[10_000, 10_000]), broken());
+            let mut trials = 0;
+            while let Some(set) = search.next() {
+                trials += 1;
+                let fails = twice[..found].iter().any(|(stream, row)| set.among(*stream, *row, 1).is_some());
+                search.tell(if fails { Err(broken()) } else { Ok(()) });
+            }
+            let guilty = search.guilty();
+            if found > 0 {
+                let guilty: Vec<_> = guilty.unwrap().into_iter().map(|guilty| (guilty.stream, guilty.row)).collect();
+                assert_eq!(guilty, twice[..found]);
+                assert!(trials <= 16 * found, "{trials} trials");
+            }
+        }
+    }
+
+    #[test]
     fn a_batch_in_which_all_rows_fail_is_given_up() {
         let (guilty, trials) = search(&[100_000], |has| (0..100_000).step_by(7).any(|row| has(0, row)));
         assert_eq!(guilty, None);
@@ -246,5 +370,7 @@ mod tests {
         assert_eq!(mask(3, 3).unwrap(), [1, 0, 0]);
         assert_eq!(mask(4, 2), None);
         assert_eq!(set.among((0, 0), 0, 10), None);
+        let left = set.clone().without([((0, 1), 2), ((0, 1), 6)]);
+        assert_eq!((left.len(), left.nth(0)), (1, Some(((0, 1), 3))));
     }
 }

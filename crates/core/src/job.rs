@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
+use crate::control::Controls;
 use crate::dead_letter::DeadLetters;
 use crate::decode::Decoder;
 use crate::env::Env;
@@ -14,6 +13,9 @@ use crate::error::Result;
 use crate::expectation::Expectations;
 use crate::guarantee::Guarantee;
 use crate::intake::Gate;
+use crate::memory::MemoryBudget;
+use crate::on_error::OnError;
+use crate::pace::PaceSettings;
 use crate::plan::QueryPlan;
 use crate::policy::{BreakerPolicy, RetryPolicy};
 use crate::progress::Observer;
@@ -52,17 +54,6 @@ pub struct SourceSpec {
     pub per_partition: Option<PerPartition>,
 }
 
-/// What happens when an expression of a query fails on a row: a cast, an overflow, a division by zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnError {
-    /// The query stops, as in Spark.
-    #[default]
-    Fail,
-    /// Exactly that row goes to the dead letters, whole, and the rest of the batch is processed.
-    DeadLetter,
-}
-
 /// A query of a job.
 #[derive(Clone)]
 pub struct QuerySpec {
@@ -80,7 +71,7 @@ pub struct QuerySpec {
     pub output_mode: OutputMode,
     /// How several watermarks become one.
     pub watermark_policy: WatermarkPolicy,
-    /// What happens to rows on which an expression fails.
+    /// What happens with errors of which class.
     pub on_error: OnError,
     /// What a restart does to the watermarks of the inputs.
     pub watermark_after_restart: WatermarkAfterRestart,
@@ -138,6 +129,12 @@ pub struct JobSpec {
     pub batches_to_retain: u64,
     /// How state is kept.
     pub state: StateOptions,
+    /// What state and batches may hold.
+    pub memory: Arc<MemoryBudget>,
+    /// How the size of batches follows their time, where it does.
+    pub pace: Option<PaceSettings>,
+    /// What people tell it to do while it runs.
+    pub controls: Arc<Controls>,
     /// Who is told what happens.
     pub observer: Arc<dyn Observer>,
 }

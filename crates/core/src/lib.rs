@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod control;
 pub mod ddl;
 pub mod dead_letter;
 pub mod decode;
@@ -16,12 +17,16 @@ pub mod guarantee;
 pub mod intake;
 pub mod isolate;
 pub mod job;
+pub mod memory;
 pub mod offset;
+pub mod on_error;
+pub mod pace;
 pub mod plan;
 pub mod policy;
 pub mod progress;
 pub mod query;
 pub mod records;
+pub mod replay;
 pub mod sink;
 pub mod source;
 pub mod state;

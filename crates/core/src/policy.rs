@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::HumanDuration;
-use crate::error::{Error, ErrorKind, class};
+use crate::error::{Error, ErrorClass, class};
+use crate::on_error::{OnError, Reaction, usual};
 
 /// How often and how fast a failed batch is tried again: exponential backoff with jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +66,8 @@ pub enum Action {
         /// How long.
         wait: Duration,
     },
+    /// Wait until a person resumes the query.
+    Pause,
     /// Stop the query (not the process).
     Stop,
 }
@@ -75,32 +78,48 @@ impl Action {
         match self {
             Self::Retry { .. } => "Retry the batch",
             Self::OpenBreaker { .. } => "Wait, then probe",
+            Self::Pause => "Wait for a person",
             Self::Stop => "Stop the query",
         }
     }
 }
 
-/// Decides. `attempts` are the failures of this batch in a row, this one included; `random` is uniform in 0..1.
-///
-/// What can go away by itself is tried again for ever, because a job outlives every outage; so are credentials, which are often only
-/// late. What a person or another process must decide stops the query. A bug is never retried blindly.
-pub fn decide(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attempts: u32, random: f64) -> Action {
-    let may_heal = match error.kind() {
-        ErrorKind::Transient | ErrorKind::Throttled => true,
-        ErrorKind::Config => [
-            class::AUTHENTICATION_FAILED,
-            class::AUTHORIZATION_FAILED,
-            class::TLS_FAILED,
-            class::TARGET_MISSING,
-            class::STORAGE_PERMISSION_DENIED,
-            class::STORAGE_AUTHENTICATION_FAILED,
-        ]
-        .contains(&error.class()),
-        ErrorKind::Data | ErrorKind::Schema | ErrorKind::Fenced | ErrorKind::Corrupt | ErrorKind::Bug => false,
-    };
-    if !may_heal {
-        return Action::Stop;
+/// What happens by default when an error of a class comes up, for people who read the catalogue.
+pub fn default_action(class: &'static ErrorClass) -> &'static str {
+    if [class::MALFORMED_RECORD, class::EXPECTATION_FAILED].contains(&class) {
+        return "The record goes to the dead letters, and the batch goes on";
     }
+    match usual(class) {
+        Reaction::Retry(_) => {
+            "The batch is tried again with growing waits, then behind the circuit breaker, until it works"
+        }
+        Reaction::Isolate => "The rows that are refused go to the dead letters, and the rest of the batch is written",
+        Reaction::DeadLetterBatch => "All rows of the batch go to the dead letters",
+        Reaction::Pause => "The query waits for a person",
+        Reaction::Stop => "The query stops; the other queries of the job go on",
+    }
+}
+
+/// What an error is decided by.
+#[derive(Debug, Clone, Copy)]
+pub struct Policies<'a> {
+    /// What is done about which class.
+    pub on_error: &'a OnError,
+    /// How fast a batch is tried again where the class has no policy of its own.
+    pub retry: &'a RetryPolicy,
+    /// When to stop knocking.
+    pub breaker: &'a BreakerPolicy,
+}
+
+/// Decides. `attempts` are the failures of this batch in a row, this one included; `random` is uniform in 0..1. An error that the batch
+/// itself could not be rid of (no single row was at fault, nothing could be dead-lettered) stops the query.
+pub fn decide(policies: Policies<'_>, error: &Error, attempts: u32, random: f64) -> Action {
+    let retry = match policies.on_error.reaction(error.class()) {
+        Reaction::Retry(own) => own.unwrap_or(*policies.retry),
+        Reaction::Pause => return Action::Pause,
+        Reaction::Isolate | Reaction::DeadLetterBatch | Reaction::Stop => return Action::Stop,
+    };
+    let breaker = policies.breaker;
     if attempts >= breaker.failures.min(retry.max_attempts).max(1) {
         let wait = breaker.open_for.0.max(error.retry_hint().unwrap_or_default());
         return Action::OpenBreaker { wait };
@@ -117,8 +136,12 @@ pub fn decide(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attem
 mod tests {
     use super::*;
 
+    fn decide_by(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attempts: u32, random: f64) -> Action {
+        decide(Policies { on_error: &OnError::default(), retry, breaker }, error, attempts, random)
+    }
+
     fn act(error: Error, attempts: u32) -> Action {
-        decide(&RetryPolicy::default(), &BreakerPolicy::default(), &error, attempts, 0.5)
+        decide_by(&RetryPolicy::default(), &BreakerPolicy::default(), &error, attempts, 0.5)
     }
 
     #[test]
@@ -152,9 +175,18 @@ mod tests {
     }
 
     #[test]
+    fn the_catalogue_says_what_is_done() {
+        for class in crate::error::CATALOGUE {
+            let stops = act(Error::new(class, ""), 1) == Action::Stop;
+            let said = default_action(class);
+            assert_eq!(stops, !said.contains("tried again"), "{}: {said}", class.code);
+        }
+    }
+
+    #[test]
     fn jitter_spreads_around_the_wait_and_stays_below_the_maximum() {
         let error = Error::new(class::TIMEOUT, "");
-        let at = |random, attempts| match decide(
+        let at = |random, attempts| match decide_by(
             &RetryPolicy::default(),
             &BreakerPolicy { failures: 99, ..Default::default() },
             &error,
@@ -167,6 +199,6 @@ mod tests {
         assert_eq!((at(0.0, 1), at(1.0, 1)), (0.8, 1.2));
         let lax = RetryPolicy { max_attempts: 99, ..Default::default() };
         let breaker = BreakerPolicy { failures: 99, ..Default::default() };
-        assert_eq!(decide(&lax, &breaker, &error, 50, 1.0), Action::Retry { after: Duration::from_secs(60) });
+        assert_eq!(decide_by(&lax, &breaker, &error, 50, 1.0), Action::Retry { after: Duration::from_secs(60) });
     }
 }

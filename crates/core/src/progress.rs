@@ -110,6 +110,8 @@ pub enum QueryState {
         /// For how long.
         wait: Duration,
     },
+    /// It waits for a person.
+    Paused,
     /// It ended well.
     Stopped,
     /// It ended with an error.

@@ -12,16 +12,20 @@ use crate::checkpoint::{
     BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
     recover,
 };
-use crate::dead_letter::LetterBatch;
+use crate::dead_letter::{DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
 use crate::env::Env;
-use crate::error::{Error, ErrorKind, Result, ResultExt, class};
+use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
 use crate::guarantee::{self, Computed};
 use crate::intake::{Gate, Intake, Take};
-use crate::isolate::{Guilty, RowSet, Search};
-use crate::job::{JobSpec, OnError, QuerySpec, Trigger};
+use crate::isolate::{Guilty, PrefixSearch, RowSet, Search};
+use crate::job::{JobSpec, QuerySpec, Trigger};
+use crate::memory::MemoryBudget;
 use crate::offset::{Offset, OffsetRange};
+use crate::on_error::Reaction;
+use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
+use crate::replay::{ReplayRequest, Replayed};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
 use crate::state::{StateRef, StateStore};
@@ -30,6 +34,9 @@ use crate::watermark::{WatermarkAfterRestart, Watermarks};
 
 /// How often a query asks its sources for their lag, which may cost a round trip.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a query looks whether somebody asked to replay dead letters.
+const REPLAY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a query looks for dead letters that are too old.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(3600);
@@ -48,7 +55,7 @@ pub struct Query {
     spec: QuerySpec,
     env: Env,
     job_version: String,
-    dead_letters: Arc<dyn crate::dead_letter::DeadLetters>,
+    dead_letters: Arc<dyn DeadLetters>,
     log: CheckpointLog,
     sources: Vec<OpenSource>,
     tables: Vec<OpenTable>,
@@ -72,10 +79,20 @@ pub struct Query {
     pending: Option<Pending>,
     /// Batches after it that were logged before and run again, too.
     logged: VecDeque<(BatchId, OffsetEntry)>,
+    /// How many requests to replay dead letters the last batch and those before it have taken.
+    replays: u64,
+    replays_at: Option<Duration>,
     /// Where an `available_now` run ends, per source.
     targets: Option<Vec<Option<Offset>>>,
     /// Batches whose logs are there, ascending.
     kept: Vec<BatchId>,
+    memory: Arc<MemoryBudget>,
+    /// How large the next batch is, where something limits it.
+    pace: Option<Pace>,
+    /// Where a batch ended that did not fit into the memory.
+    did_not_fit: Option<Vec<Option<Offset>>>,
+    /// Records that the last attempt at a batch read.
+    attempted: u64,
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
     expired_at: Option<Duration>,
@@ -100,9 +117,13 @@ struct Planned {
     id: BatchId,
     entry: OffsetEntry,
     starts: Vec<Option<Offset>>,
+    /// The request to replay that it runs.
+    replay: Option<Arc<ReplayRequest>>,
     late_watermark_ms: i64,
     /// An earlier attempt may have left traces.
     again: bool,
+    /// Nobody has seen it yet, and there may be a smaller one in its place.
+    divisible: bool,
 }
 
 /// A batch whose rows are written and whose state is not staged yet.
@@ -223,7 +244,12 @@ impl Query {
         let committed = recovery.base();
         let (mut ends, mut last_watermark_ms, mut last_timestamp_ms) = (vec![None; sources.len()], 0, 0);
         let mut watermark_moved = false;
+        let mut replays = 0;
         if let Some((_, offsets, commit)) = base {
+            replays = offsets.replays;
+            // The process may have died between the commit and the marks.
+            let replayed = commit.perennial.as_ref().map_or(&[][..], |details| &details.replayed);
+            mark_replayed(&env, job.dead_letters.as_ref(), replayed).await;
             watermark_moved = commit.next_watermark_ms > offsets.watermark_ms;
             let (inputs, partitions) = match (&commit.perennial, spec.watermark_after_restart) {
                 (Some(details), WatermarkAfterRestart::Keep) => {
@@ -236,14 +262,16 @@ impl Query {
             (last_watermark_ms, last_timestamp_ms) = (offsets.watermark_ms, offsets.timestamp_ms);
             ends = offsets.offsets;
         }
+        let pace = Pace::new(job.pace, job.memory.limit().is_some());
         let mut targets = None;
         if job.trigger == Trigger::AvailableNow {
-            let newest = sources.iter().zip(&ends).map(|(open, start)| async move {
-                open.source.newest(start.as_ref()).await.at(|| format!("source {}", open.name))
+            let limit = ReadLimit { max_records: pace.as_ref().map(Pace::limit), until: None };
+            let newest = sources.iter().zip(&ends).map(|(open, start)| async {
+                open.source.newest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))
             });
             targets = Some(try_join_all(newest).await?);
         }
-        let mut query = Self {
+        Ok(Self {
             env,
             job_version: job.version.clone(),
             dead_letters: job.dead_letters.clone(),
@@ -262,23 +290,48 @@ impl Query {
             watermark_moved,
             pending: None,
             logged,
+            replays,
+            replays_at: None,
             targets,
             kept: found.offsets,
+            memory: job.memory.clone(),
+            pace,
+            did_not_fit: None,
+            attempted: 0,
             lag: Vec::new(),
             lag_at: None,
             expired_at: None,
             spec: spec.clone(),
-        };
-        query.next_logged();
-        Ok(query)
+        })
     }
 
-    /// The next batch that was logged in an earlier life runs again as it was.
-    fn next_logged(&mut self) {
-        let Some((id, entry)) = self.logged.pop_front() else { return };
-        let planned =
-            Planned { id, entry, starts: self.ends.clone(), late_watermark_ms: self.last_watermark_ms, again: true };
-        self.pending = Some(Pending::Planned(Box::new(planned)));
+    /// The next batch that was logged in an earlier life: it runs again as it was.
+    async fn next_logged(&mut self) -> Result<Option<Planned>> {
+        let Some((_, entry)) = self.logged.front() else { return Ok(None) };
+        let replay = match entry.replays > self.replays {
+            true => Some(self.read_replay(self.replays).await?),
+            false => None,
+        };
+        Ok(self.logged.pop_front().map(|(id, entry)| Planned {
+            id,
+            entry,
+            starts: self.ends.clone(),
+            replay,
+            late_watermark_ms: self.last_watermark_ms,
+            again: true,
+            divisible: false,
+        }))
+    }
+
+    /// A request that a batch of the log has taken, and that is therefore there.
+    async fn read_replay(&self, number: u64) -> Result<Arc<ReplayRequest>> {
+        let missing = || {
+            let what = format!(
+                "the request {number} to replay dead letters, which a batch has taken, is gone from _perennial/replays"
+            );
+            Error::new(class::CHECKPOINT_CORRUPT, what)
+        };
+        Ok(Arc::new(self.log.read_replay(number).await?.ok_or_else(missing)?))
     }
 
     /// Number of the next batch.
@@ -294,7 +347,18 @@ impl Query {
     /// Runs the next batch, or the one that was begun and is not committed. After an error the same batch is run again by the next
     /// call, with the same ranges, watermark and timestamp.
     pub async fn run_batch(&mut self) -> Result<Step> {
+        loop {
+            if let Some(step) = self.try_batch().await? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// `None`: the batch did not fit into the memory; a smaller one takes its place.
+    async fn try_batch(&mut self) -> Result<Option<Step>> {
         let mut watch = Stopwatch::start(&self.env);
+        self.memory.take_peak();
+        let held = self.memory.used();
         if self.state.is_broken() && !matches!(self.pending, Some(Pending::Executed(_))) {
             let loaded = self.state.reload().await.at(|| "state".into())?;
             tracing::warn!(query = %self.spec.name, rows = loaded.rows, "the state was loaded anew after its local disk failed");
@@ -304,9 +368,9 @@ impl Query {
             begun => {
                 let planned = match begun {
                     Some(Pending::Planned(planned)) => *planned,
-                    _ => match self.plan_batch().await? {
+                    _ => match self.next_batch_to_run().await? {
                         Some(planned) => planned,
-                        None => return Ok(Step::Idle),
+                        None => return Ok(Some(Step::Idle)),
                     },
                 };
                 let trigger = watch.lap();
@@ -314,13 +378,37 @@ impl Query {
                     Ok(executed) => executed,
                     Err(error) => {
                         self.state.abort();
-                        self.pending = Some(Pending::Planned(Box::new(Planned { again: true, ..planned })));
+                        if error.class() == class::MEMORY_LIMIT && planned.divisible && self.take_back(&planned).await?
+                        {
+                            return Ok(None);
+                        }
+                        let again = Planned { again: true, divisible: false, ..planned };
+                        self.pending = Some(Pending::Planned(Box::new(again)));
                         return Err(error);
                     }
                 }
             }
         };
-        self.commit(executed).await
+        let step = self.commit(executed).await?;
+        if let (Step::Committed(report), Some(pace)) = (&step, &mut self.pace) {
+            let memory = self.memory.take_peak().saturating_sub(held);
+            let free = self.memory.limit().map(|limit| limit.saturating_sub(self.memory.used()));
+            pace.committed(Took { records: report.counts.read, time: report.phases.total(), memory }, free);
+        }
+        Ok(Some(step))
+    }
+
+    /// Makes room for a smaller batch in the place of one that did not fit into the memory, if there can be one.
+    async fn take_back(&mut self, batch: &Planned) -> Result<bool> {
+        let Some(pace) = &mut self.pace else { return Ok(false) };
+        if !pace.did_not_fit(self.attempted) {
+            return Ok(false);
+        }
+        let next = pace.limit();
+        self.log.withdraw_offsets(batch.id).await?;
+        tracing::warn!(query = %self.spec.name, batch = batch.id, read = self.attempted, next, "the batch did not fit into the memory; a smaller one takes its place");
+        self.did_not_fit = Some(batch.entry.offsets.clone());
+        Ok(true)
     }
 
     /// The stages of a batch up to the point where all but the commit is durable.
@@ -344,6 +432,7 @@ impl Query {
         let counts = self.account(batch, &intake, &outcome, written, letters.len() as u64);
         let mut by_class = std::collections::BTreeMap::new();
         letters.iter().for_each(|letter| *by_class.entry(letter.class.code).or_insert(0) += 1);
+        let replayed = batch.replay.as_ref().map(|replay| replay.outcomes(&letters)).transpose()?.unwrap_or_default();
         let letter_batch = LetterBatch {
             query: self.spec.name.clone(),
             batch: batch.id,
@@ -370,6 +459,7 @@ impl Query {
             input_watermarks: self.watermarks.inputs().to_vec(),
             partitions: self.watermarks.partitions(),
             state,
+            replayed,
         };
         let report = BatchReport {
             batch: batch.id,
@@ -393,23 +483,40 @@ impl Query {
         Ok(Executed { planned: batch.clone(), commit, report: Box::new(report) })
     }
 
-    /// From the sources to the sink. Rows on which an expression fails are left aside where the job file says so.
+    /// From the sources to the sink. Rows that are at fault for an error are left aside where the job file says so.
     async fn process(&mut self, batch: &Planned) -> Result<Processed> {
-        match self.attempt(batch, &Take::All, batch.again).await {
-            Err(error) if error.class() == class::EXPRESSION_FAILED && self.spec.on_error == OnError::DeadLetter => {
-                let guilty = Arc::new(self.isolate(batch, error).await?);
-                tracing::warn!(query = %self.spec.name, batch = batch.id, rows = guilty.len(), "rows on which an expression fails go to the dead letters");
-                self.attempt(batch, &Take::Without(guilty), true).await
+        let error = match self.attempt(batch, &Take::All, batch.again).await {
+            Ok(processed) => return Ok(processed),
+            Err(error) => error,
+        };
+        let class = error.class().code;
+        let take = match self.spec.on_error.reaction(error.class()) {
+            Reaction::Isolate if error.class() == class::EXPRESSION_FAILED || self.can_probe() => {
+                let guilty = self.isolate(batch, error).await?;
+                tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, rows = guilty.len(), "rows that fail go to the dead letters");
+                Take::Without(Arc::new(guilty))
             }
-            result => result,
-        }
+            Reaction::DeadLetterBatch => {
+                tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, "all rows of the batch go to the dead letters: {error}");
+                Take::Nothing(Arc::new(error))
+            }
+            _ => return Err(error),
+        };
+        self.state.abort();
+        self.attempt(batch, &take, true).await
     }
 
-    async fn attempt(&self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
+    /// Whether rows that the sink refuses can be told by the records that they come from: only where each row comes from one record.
+    fn can_probe(&self) -> bool {
+        self.spec.plan.state().is_empty() && self.sink.can_probe()
+    }
+
+    async fn attempt(&mut self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
         let (intake, execution) = self.begin(batch, take).await?;
-        let sink_batch =
-            SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again };
-        let written = self.sink.write(&sink_batch, execution.rows).await?;
+        let sink_batch = self.sink_batch(batch, again);
+        let written = self.sink.write(&sink_batch, execution.rows).await;
+        self.attempted = intake.read();
+        let written = written?;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written })
     }
 
@@ -427,7 +534,7 @@ impl Query {
         Ok((intake, execution))
     }
 
-    /// Finds the rows on which the plan fails. Gives the error back where it is not the fault of single rows.
+    /// Finds the rows that are at fault for an error. Gives the error back where it is not the fault of single rows.
     async fn isolate(&mut self, batch: &Planned, error: Error) -> Result<Vec<Guilty>> {
         let mut rows = RowSet::default();
         for (number, open) in self.sources.iter().enumerate() {
@@ -435,24 +542,56 @@ impl Query {
                 rows.push((number, stream), 0..open.gate.count(blocks).await?);
             }
         }
-        let message = error.to_string();
-        let mut search = Search::new(rows, error);
-        self.state.abort();
+        let (class, message) = (error.class(), error.to_string());
+        let mut search = Search::new(rows.clone(), error);
         while let Some(rows) = search.next() {
-            let tried = self.try_rows(batch, rows).await;
-            self.state.abort();
-            match tried {
-                Err(error) if error.class() != class::EXPRESSION_FAILED => return Err(error),
-                tried => search.tell(tried),
-            }
+            search.tell(self.try_rows(batch, rows, class).await?);
         }
-        search.guilty().ok_or_else(|| Error::new(class::EXPRESSION_FAILED, message))
+        let mut guilty = search.guilty();
+        if class == class::CONSTRAINT_VIOLATION {
+            // What is left may still fail together: a key that comes twice.
+            let found = guilty.unwrap_or_default();
+            let rest = rows.without(found.iter().map(|guilty| (guilty.stream, guilty.row)));
+            guilty =
+                self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
+        }
+        let mut guilty = guilty.ok_or_else(|| Error::new(class, message))?;
+        guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
+        Ok(guilty)
     }
 
-    /// Runs the plan over some rows, for nothing but whether it fails.
-    async fn try_rows(&self, batch: &Planned, rows: RowSet) -> Result<()> {
+    /// Finds the rows that fail together with rows before them.
+    async fn isolate_repeated(
+        &mut self,
+        batch: &Planned,
+        rows: RowSet,
+        class: &'static ErrorClass,
+    ) -> Result<Option<Vec<Guilty>>> {
+        let Err(error) = self.try_rows(batch, rows.clone(), class).await? else { return Ok(Some(Vec::new())) };
+        let mut search = PrefixSearch::new(rows, error);
+        while let Some(rows) = search.next() {
+            search.tell(self.try_rows(batch, rows, class).await?);
+        }
+        Ok(search.guilty())
+    }
+
+    /// Tries some rows, for nothing but whether they fail with an error of this class: against the plan, or against the sink.
+    async fn try_rows(&mut self, batch: &Planned, rows: RowSet, class: &'static ErrorClass) -> Result<Result<()>> {
+        self.state.abort();
         let (_, execution) = self.begin(batch, &Take::Only(Arc::new(rows))).await?;
-        execution.rows.try_for_each(|_| future::ready(Ok(()))).await
+        let tried = match class == class::EXPRESSION_FAILED {
+            true => execution.rows.try_for_each(|_| future::ready(Ok(()))).await,
+            false => self.sink.probe(&self.sink_batch(batch, true), execution.rows).await,
+        };
+        self.state.abort();
+        match tried {
+            Err(error) if error.class() != class => Err(error),
+            tried => Ok(tried),
+        }
+    }
+
+    fn sink_batch(&self, batch: &Planned, again: bool) -> SinkBatch {
+        SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again }
     }
 
     /// Commits a batch of which all else is durable, and moves on. A commit whose answer got lost is written again, not the batch.
@@ -469,10 +608,10 @@ impl Query {
         self.last_watermark_ms = planned.entry.watermark_ms;
         self.last_timestamp_ms = planned.entry.timestamp_ms;
         self.ends = planned.entry.offsets;
+        self.replays = planned.entry.replays;
         if self.kept.last().is_none_or(|last| *last < planned.id) {
             self.kept.push(planned.id);
         }
-        self.next_logged();
         report.phases.commit = watch.lap();
         report.finished_at_micros = self.env.clock.now_micros();
 
@@ -484,6 +623,9 @@ impl Query {
                 tracing::warn!(source = %open.name, %error, "the source was not told of the committed batch");
             }
         }
+        if let Some(details) = &commit.perennial {
+            mark_replayed(&self.env, self.dead_letters.as_ref(), &details.replayed).await;
+        }
         if let Err(error) = self.retain(commit.perennial.and_then(|p| p.state)).await {
             tracing::warn!(query = %self.spec.name, %error, "old versions were not removed; it is tried again later");
         }
@@ -492,8 +634,17 @@ impl Query {
         Ok(Step::Committed(report))
     }
 
+    /// The next batch of the log that is not committed, or a new one.
+    async fn next_batch_to_run(&mut self) -> Result<Option<Planned>> {
+        match self.next_logged().await? {
+            None => self.plan_batch().await,
+            logged => Ok(logged),
+        }
+    }
+
     /// Asks the sources what is new and decides what the next batch reads. `None`: there is no reason for a batch.
     async fn plan_batch(&mut self) -> Result<Option<Planned>> {
+        let max_records = self.pace.as_ref().map(Pace::limit);
         let latest = self.sources.iter().zip(&self.ends).enumerate().map(|(index, (open, start))| {
             let target = self.targets.as_ref().map(|targets| targets[index].clone());
             async move {
@@ -501,7 +652,7 @@ impl Query {
                     // There was nothing to read when the run began.
                     Some(None) => None,
                     until => {
-                        let limit = ReadLimit { max_records: None, until: until.flatten() };
+                        let limit = ReadLimit { max_records, until: until.flatten() };
                         open.source.latest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))?
                     }
                 };
@@ -510,7 +661,8 @@ impl Query {
         });
         let offsets = try_join_all(latest).await?;
         let no_data = self.watermark_moved && self.spec.no_data_batches && self.spec.plan.wants_no_data_batch();
-        if offsets == self.ends && !no_data {
+        let replay = self.requested_replay().await?;
+        if offsets == self.ends && replay.is_none() && !no_data {
             return Ok(None);
         }
         let conf = Map::from_iter([(
@@ -526,14 +678,35 @@ impl Query {
             epoch: self.log.epoch(),
             sources: self.sources.iter().map(|open| open.name.clone()).collect(),
             plan: self.plan_digest.clone(),
+            replays: self.replays + u64::from(replay.is_some()),
         };
+        let divisible = self.did_not_fit.take().is_none_or(|ends| ends != entry.offsets);
         Ok(Some(Planned {
             id: self.next,
             entry,
             starts: self.ends.clone(),
+            replay,
             late_watermark_ms: self.last_watermark_ms,
             again: false,
+            divisible,
         }))
+    }
+
+    /// The next request to replay dead letters, looked for now and then.
+    async fn requested_replay(&mut self) -> Result<Option<Arc<ReplayRequest>>> {
+        let now = self.env.clock.monotonic();
+        if self.replays_at.is_some_and(|at| now < at + REPLAY_INTERVAL) {
+            return Ok(None);
+        }
+        let found = self.log.read_replay(self.replays).await?;
+        // Where there was one, another may follow at once.
+        self.replays_at = found.is_none().then_some(now);
+        if let Some(request) = &found {
+            let (entries, records) =
+                (request.entries.len(), request.entries.iter().map(|entry| entry.records.len()).sum::<usize>());
+            tracing::info!(query = %self.spec.name, request = self.replays, entries, records, "dead letters are run again");
+        }
+        Ok(found.map(Arc::new))
     }
 
     /// Reads those static tables again whose rows are no longer good.
@@ -574,12 +747,18 @@ impl Query {
     /// Opens the streams of blocks of one source: what the batch reads of it.
     async fn streams(&self, batch: &Planned, source: usize) -> Result<Vec<InputStream>> {
         let open = &self.sources[source];
-        let Some(end) = batch.entry.offsets.get(source).cloned().flatten() else { return Ok(Vec::new()) };
-        let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
-        if range.is_empty() {
-            return Ok(Vec::new());
+        let mut streams = Vec::new();
+        if let Some(end) = batch.entry.offsets.get(source).cloned().flatten() {
+            let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
+            if !range.is_empty() {
+                let read = open.source.read(&range, self.spec.plan.parallelism()).await;
+                streams = read.at(|| format!("source {}", open.name))?;
+            }
         }
-        open.source.read(&range, self.spec.plan.parallelism()).await.at(|| format!("source {}", open.name))
+        if let Some(replay) = &batch.replay {
+            streams.extend(replay.stream(&open.name, &open.gate)?);
+        }
+        Ok(streams)
     }
 
     /// Closes the accounts of a batch. A sum that does not close is a bug worth an alarm, not worth a stop: the rows are right where
@@ -652,6 +831,22 @@ impl Query {
             }
         }
         self.lag.clone()
+    }
+}
+
+/// Notes what became of dead letters that were run again. What fails is noted at the next start.
+async fn mark_replayed(env: &Env, dead_letters: &dyn DeadLetters, replayed: &[Replayed]) {
+    let timestamp = timestamp_text(env.clock.now_micros());
+    let mark = |entry: &Replayed| Mark {
+        entry: entry.id.clone(),
+        outcome: if entry.failed == 0 { Outcome::Recovered } else { Outcome::FailedAgain },
+        timestamp: timestamp.clone(),
+        failed: entry.failed,
+        note: None,
+    };
+    let marks: Vec<Mark> = replayed.iter().map(mark).collect();
+    if let Err(error) = dead_letters.mark(&marks).await {
+        tracing::warn!(%error, "what became of replayed dead letters was not noted; it is done at the next start");
     }
 }
 

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::env::Env;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Number of a batch of a query: 0, 1, 2, … without gaps.
 pub type BatchId = u64;
@@ -76,6 +76,17 @@ pub trait Sink: Send + Sync {
     /// Whether the target can be written with these settings and this schema: connects, authenticates, compares columns. Writes nothing
     /// that stays. For `check`.
     async fn check(&self) -> Result<()>;
+
+    /// Whether [`probe`](Self::probe) can tell which rows the target refuses.
+    fn can_probe(&self) -> bool {
+        false
+    }
+
+    /// Writes rows as [`write`](Self::write) would, as one batch, and takes them back; an error is the one that a write would give. It is how
+    /// rows that the target refuses are found.
+    async fn probe(&self, _batch: &SinkBatch, _rows: RowStream) -> Result<()> {
+        Err(Error::bug("the sink cannot try rows"))
+    }
 
     /// Writes all rows of a batch. A stream that ends with an error leaves nothing of the batch that counts. Sinks drain `rows` even
     /// when they find that they have the batch already, because the query's state depends on it.

@@ -56,8 +56,9 @@ pub trait Source: Send + Sync {
     async fn latest(&self, start: Option<&Offset>, limit: &ReadLimit) -> Result<Option<Offset>>;
 
     /// The end of all that there is now, however many batches that takes: where an `available_now` run that goes on from `start` stops
-    /// ([`ReadLimit::until`]). `None` when there has never been anything to read. Durable side effects are complete when it returns.
-    async fn newest(&self, start: Option<&Offset>) -> Result<Option<Offset>> {
+    /// ([`ReadLimit::until`]). `None` when there has never been anything to read. Durable side effects are complete when it returns. `limit` is
+    /// that of the first batch, for sources that decide here what makes a batch.
+    async fn newest(&self, start: Option<&Offset>, _limit: &ReadLimit) -> Result<Option<Offset>> {
         self.latest(start, &ReadLimit::default()).await
     }
 

@@ -22,8 +22,8 @@ use crate::sink::BatchId;
 use crate::source::Lag;
 
 /// The names of the states of a query, for metrics.
-pub const STATE_NAMES: [&str; 8] =
-    ["initializing", "started", "waiting", "running", "backing_off", "breaker_open", "stopped", "failed"];
+pub const STATE_NAMES: [&str; 9] =
+    ["initializing", "started", "waiting", "running", "backing_off", "breaker_open", "paused", "stopped", "failed"];
 
 /// The name of a state that people and metrics see: one of [`STATE_NAMES`].
 pub fn state_name(state: &QueryState) -> &'static str {
@@ -34,6 +34,7 @@ pub fn state_name(state: &QueryState) -> &'static str {
         QueryState::Running => "running",
         QueryState::BackingOff { .. } => "backing_off",
         QueryState::BreakerOpen { .. } => "breaker_open",
+        QueryState::Paused => "paused",
         QueryState::Stopped => "stopped",
         QueryState::Failed => "failed",
     }
@@ -196,7 +197,11 @@ impl QueryStatus {
         }
         self.started |= !matches!(
             state,
-            QueryState::Starting | QueryState::BackingOff { .. } | QueryState::BreakerOpen { .. } | QueryState::Failed
+            QueryState::Starting
+                | QueryState::BackingOff { .. }
+                | QueryState::BreakerOpen { .. }
+                | QueryState::Paused
+                | QueryState::Failed
         );
         self.state = state;
     }
@@ -466,7 +471,7 @@ impl Observer for StatusBoard {
             status.recent_errors_micros.push_back(at_micros);
             let query = status.query(query);
             *query.errors.entry(error.class().code).or_insert(0) += 1;
-            query.retries += u64::from(action != Action::Stop);
+            query.retries += u64::from(!matches!(action, Action::Pause | Action::Stop));
             query.last_error = Some(LastError { class: error.class(), message: error.to_string(), at_micros });
         });
     }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::job::{JobSpec, QuerySpec, Trigger};
-use crate::policy::{Action, decide};
+use crate::policy::{Action, Policies, decide};
 use crate::progress::QueryState;
 use crate::query::{Query, Step};
 use crate::sink::BatchId;
@@ -71,6 +71,7 @@ impl Supervised {
         let mut poll = SHORTEST_POLL;
         while !self.stop.is_cancelled() {
             self.wait_for_trigger().await;
+            self.wait_while_paused().await;
             if self.stop.is_cancelled() {
                 break;
             }
@@ -125,9 +126,15 @@ impl Supervised {
     async fn handle(&mut self, error: Error, batch: Option<BatchId>) -> Result<()> {
         self.attempts = self.attempts.saturating_add(1);
         let random = self.job.env.entropy.next_u64() as f64 / u64::MAX as f64;
-        let action = decide(&self.job.retry, &self.job.breaker, &error, self.attempts, random);
+        let policies = Policies { on_error: &self.spec.on_error, retry: &self.job.retry, breaker: &self.job.breaker };
+        let action = decide(policies, &error, self.attempts, random);
         self.job.observer.failed(&self.spec.name, batch, &error, action);
         let (wait, state) = match action {
+            Action::Pause => {
+                self.job.controls.pause(&self.spec.name);
+                self.wait_while_paused().await;
+                return Ok(());
+            }
             Action::Stop => return Err(error.at(format!("query {}", self.spec.name))),
             Action::Retry { after } => (after, QueryState::BackingOff { wait: after }),
             Action::OpenBreaker { wait } => (wait, QueryState::BreakerOpen { wait }),
@@ -150,6 +157,17 @@ impl Supervised {
         }
         let (now, interval) = (self.job.env.clock.now_micros(), interval.as_micros() as i64);
         self.next_trigger_micros = now - now.rem_euclid(interval) + interval;
+    }
+
+    async fn wait_while_paused(&mut self) {
+        if !self.job.controls.is_paused(&self.spec.name) {
+            return;
+        }
+        self.job.observer.state(&self.spec.name, QueryState::Paused);
+        tokio::select! {
+            () = self.job.controls.resumed(&self.spec.name) => self.attempts = 0,
+            () = self.stop.cancelled() => {}
+        }
     }
 
     async fn sleep(&self, wait: Duration) {

@@ -12,7 +12,8 @@ use perennial_connectors::format::Format;
 use perennial_core::config::HumanDuration;
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
-use perennial_core::job::OnError;
+use perennial_core::on_error::OnError;
+use perennial_core::pace::PaceSettings;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
@@ -21,8 +22,8 @@ use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
 
 use crate::job_file::{
     self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile,
-    JobFileError, LoadedJobFile, Lookup, Origin, Problem, ProcessLookup, StateSettings, Trigger, WatermarkSettings,
-    nearest,
+    JobFileError, LoadedJobFile, Lookup, MemorySettings, Origin, Problem, ProcessLookup, StateSettings, Trigger,
+    WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -50,6 +51,8 @@ pub struct Job {
     pub retry: RetryPolicy,
     /// When to stop trying for a while.
     pub circuit_breaker: BreakerPolicy,
+    /// What is done about errors of which class, where a query does not say otherwise.
+    pub on_error: OnError,
     /// The guarantee that every query must give, if one is demanded.
     pub guarantee: Option<Guarantee>,
     /// The HTTP server.
@@ -64,8 +67,15 @@ pub struct Job {
     pub batches_to_retain: u64,
     /// Where the state of the queries is while they run.
     pub state: StateSettings,
+    /// What state and batches may hold.
+    pub memory: MemorySettings,
+    /// How the size of batches follows their time; by default it does not.
+    pub backpressure: Option<PaceSettings>,
     origin: Option<Origin>,
 }
+
+/// Less memory than this is a mistake.
+const LEAST_MEMORY: u64 = 16_000_000;
 
 /// A source of a job.
 #[derive(Debug, Clone)]
@@ -277,6 +287,7 @@ impl Job {
                 dead_letters: DeadLetterSettings::default(),
                 retry: RetryPolicy::default(),
                 circuit_breaker: BreakerPolicy::default(),
+                on_error: OnError::default(),
                 guarantee: None,
                 http: HttpSettings::default(),
                 health: HealthSettings::default(),
@@ -284,6 +295,8 @@ impl Job {
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
                 batches_to_retain: job_file::default_batches_to_retain(),
                 state: StateSettings::default(),
+                memory: MemorySettings::default(),
+                backpressure: None,
                 origin: None,
                 name,
             },
@@ -362,6 +375,12 @@ impl Job {
                 ("the SQL is empty".into(), "write one SELECT over the sources")
             });
         }
+        let on_errors = self.queries.iter().map(|(name, query)| (format!("queries.{name}.on_error"), &query.on_error));
+        for (path, on_error) in on_errors.chain([("on_error".to_owned(), &self.on_error)]) {
+            for (code, why) in on_error.objections() {
+                found.check(false, &format!("{path}.{code}"), || (why, "`perennial errors` explains the classes"));
+            }
+        }
         self.problems_of_settings(&mut found);
         found.0
     }
@@ -394,6 +413,23 @@ impl Job {
         found.check(breaker.failures > 0, "circuit_breaker.failures", || {
             ("a breaker that opens after 0 failures is never closed".into(), "1 or more")
         });
+        found.check(self.memory.limit.is_none_or(|limit| limit.0 >= LEAST_MEMORY), "memory.limit", || {
+            ("that is too little to run a batch in".into(), "16 MB or more; leave it out for no limit")
+        });
+        if let Some(pace) = &self.backpressure {
+            found.check(pace.min_records > 0, "backpressure.min_records", || {
+                ("a batch of 0 records makes no progress".into(), "1 or more")
+            });
+            found.check(pace.max_records >= pace.min_records, "backpressure.max_records", || {
+                (
+                    format!("{} is less than `min_records` ({})", pace.max_records, pace.min_records),
+                    "at least `min_records`",
+                )
+            });
+            found.check(!pace.target_batch_time.0.is_zero(), "backpressure.target_batch_time", || {
+                ("a batch takes some time".into(), "for example `5 seconds`")
+            });
+        }
         found.check(is_time_zone(&self.time_zone), "time_zone", || {
             (format!("there is no time zone `{}`", self.time_zone), "for example `UTC`, `Europe/Berlin` or `+02:00`")
         });
@@ -606,6 +642,8 @@ impl JobBuilder {
         retry: RetryPolicy;
         /// When to stop trying for a while.
         circuit_breaker: BreakerPolicy;
+        /// What is done about errors of which class, where a query does not say otherwise.
+        on_error: OnError;
         /// The HTTP server.
         http: HttpSettings;
         /// When the job counts as healthy.
@@ -616,6 +654,8 @@ impl JobBuilder {
         batches_to_retain: u64;
         /// Where the state of the queries is while they run.
         state: StateSettings;
+        /// What state and batches may hold.
+        memory: MemorySettings;
     }
 
     fn once(&mut self, first: bool, path: String) {
@@ -641,11 +681,14 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .dead_letters(file.dead_letters.clone())
         .retry(file.retry)
         .circuit_breaker(file.circuit_breaker)
+        .on_error(file.on_error.clone())
         .http(file.http.clone())
         .health(file.health.clone())
         .state(file.state.clone())
+        .memory(file.memory)
         .time_zone(&file.time_zone);
     builder.job.guarantee = file.guarantee;
+    builder.job.backpressure = file.backpressure;
     if let Some(checkpoint) = &file.checkpoint {
         builder = builder.checkpoint(checkpoint);
     }
@@ -686,7 +729,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
             JobQuery {
                 sql: query.sql.clone(),
                 output_mode: query.output_mode,
-                on_error: query.on_error,
+                on_error: query.on_error.clone(),
                 watermark_policy: query.watermark_policy,
                 watermark_after_restart: query.watermark_after_restart,
                 no_data_batches: query.no_data_batches,

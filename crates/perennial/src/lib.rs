@@ -69,6 +69,8 @@
 
 use std::sync::Arc;
 
+pub mod catalogue;
+pub mod dlq;
 pub mod http;
 pub mod job;
 pub mod job_file;
@@ -82,7 +84,7 @@ pub use job::{Job, JobBuilder, JobQuery, JobSource, JobTable};
 pub use job_file::JobFileError;
 pub use perennial_connectors as connectors;
 pub use perennial_core::error::{Error, ErrorClass, ErrorKind, Result};
-pub use perennial_core::job::OnError;
+pub use perennial_core::on_error::{OnError, Reaction};
 pub use perennial_core::{decode, error, offset, records, sink, source, status, table};
 pub use world::env;
 

@@ -76,7 +76,7 @@ impl Observer for ProgressLog {
         let (class, recommendation) = (error.class().code, error.class().recommendation);
         let wait = match action {
             Action::Retry { after: wait } | Action::OpenBreaker { wait } => Some(wait.as_secs_f64()),
-            Action::Stop => None,
+            Action::Pause | Action::Stop => None,
         };
         let action = action.describe();
         match wait {
@@ -105,6 +105,7 @@ impl Observer for ProgressLog {
                     "the breaker is open: nothing is read until the next probe"
                 );
             }
+            QueryState::Paused => tracing::warn!(query, "paused: nothing is read until it is resumed"),
             QueryState::Stopped => tracing::info!(query, "ended"),
             QueryState::Starting
             | QueryState::Idle

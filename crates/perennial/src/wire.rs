@@ -15,8 +15,10 @@ use perennial_core::error::{Error, Result, ResultExt};
 use perennial_core::expectation::{Expectation, Expectations};
 use perennial_core::guarantee::{self, Computed};
 use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
+use perennial_core::memory::MemoryBudget;
+use perennial_core::plan::QueryPlan;
 use perennial_core::progress::Observer;
-use perennial_core::sink::{Sink, SinkContext};
+use perennial_core::sink::{OutputMode, Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
 use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::table::{OpenTable, TableSpec};
@@ -43,25 +45,33 @@ fn fault(path: impl Into<String>) -> impl FnOnce(Error) -> Fault {
 /// A job whose SQL is planned. It has touched nothing outside.
 pub(crate) struct Planned {
     pub queries: Vec<QuerySpec>,
+    /// What the queries share.
+    memory: Arc<MemoryBudget>,
 }
 
 impl Planned {
     /// Plans all queries and compiles all expectations.
     pub async fn new(job: &Job) -> Result<Self, Fault> {
+        let memory = MemoryBudget::new(job.memory.limit.map(|limit| limit.0));
         let planner = Planner::new(PlannerOptions {
             time_zone: job.time_zone.clone(),
             parallelism: job.parallelism,
             functions: job.functions.clone(),
+            memory: memory.clone(),
         });
-        let streams = job.sources.iter().map(|(name, source)| stream_table(name, source));
-        let tables: Vec<SourceTable> =
-            streams.chain(job.tables.iter().map(|(name, table)| static_table(name, table))).collect();
+        let tables = tables_of(job);
         let mut queries = Vec::new();
         for (name, query) in &job.queries {
             queries.push(plan_query(job, &planner, &tables, name, query).await?);
         }
-        Ok(Self { queries })
+        Ok(Self { queries, memory })
     }
+}
+
+/// What queries can read.
+fn tables_of(job: &Job) -> Vec<SourceTable> {
+    let streams = job.sources.iter().map(|(name, source)| stream_table(name, source));
+    streams.chain(job.tables.iter().map(|(name, table)| static_table(name, table))).collect()
 }
 
 fn stream_table(name: &str, source: &JobSource) -> SourceTable {
@@ -125,7 +135,7 @@ async fn plan_query(
         watermark_policy: query.watermark_policy,
         watermark_after_restart: query.watermark_after_restart,
         no_data_batches: query.no_data_batches,
-        on_error: query.on_error,
+        on_error: query.on_error.clone().or(&job.on_error),
     })
 }
 
@@ -175,7 +185,8 @@ impl Job {
         observer: Arc<dyn Observer>,
     ) -> Result<JobSpec> {
         let planned = Planned::new(self).await.map_err(|fault| fault.error.at(fault.path))?;
-        Ok(spec(self, planned, env, dead_letters, observer, StateOptions::default()))
+        let state = StateOptions { memory: planned.memory.clone(), ..StateOptions::default() };
+        Ok(spec(self, planned, env, dead_letters, observer, state))
     }
 }
 
@@ -191,11 +202,14 @@ fn spec(
         name: job.name.clone(),
         version: job.version.clone(),
         queries: planned.queries,
+        memory: planned.memory,
+        pace: job.backpressure,
         trigger: job.trigger.into(),
         dead_letters,
         retry: job.retry,
         breaker: job.circuit_breaker,
         guarantee: job.guarantee,
+        controls: Arc::default(),
         batches_to_retain: job.batches_to_retain,
         state,
         observer,
@@ -217,7 +231,8 @@ impl Ready {
         let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
         let env = world::env(checkpoint.store);
         let observer = observer(&env);
-        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer, state(job)?), _lock: lock })
+        let state = state(job, &planned.memory)?;
+        Ok(Self { spec: spec(job, planned, env, Arc::new(job.open_dead_letters()?), observer, state), _lock: lock })
     }
 }
 
@@ -225,7 +240,7 @@ fn open_storage(path: &str, setting: &str) -> Result<Storage> {
     storage::open(path, &StorageOptions::default()).at(|| format!("{setting}: {path}"))
 }
 
-fn state(job: &Job) -> Result<StateOptions> {
+fn state(job: &Job, memory: &Arc<MemoryBudget>) -> Result<StateOptions> {
     let backend = match job.state.backend {
         StateBackend::Memory => Backend::Memory,
         StateBackend::Disk => {
@@ -234,18 +249,37 @@ fn state(job: &Job) -> Result<StateOptions> {
             Backend::Disk(DiskOptions { scratch: Arc::new(scratch), cache_bytes: job.state.cache.0 })
         }
     };
-    Ok(StateOptions { backend, ..Default::default() })
+    Ok(StateOptions { backend, memory: memory.clone(), ..Default::default() })
 }
 
-fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
-    let path = &job.dead_letters.path;
-    let storage = open_storage(path, "dead_letters.path")?;
-    let journal: Arc<dyn Journal> = match &storage.local {
-        Some(dir) => Arc::new(LocalJournal::new(dir)),
-        None => Arc::new(storage.store.clone()),
-    };
-    let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
-    Ok(Arc::new(letters.with_retention(job.dead_letters.retention.0)))
+impl Job {
+    /// The dead letters of the job, for looking into them.
+    pub fn open_dead_letters(&self) -> Result<FileDeadLetters> {
+        let path = &self.dead_letters.path;
+        let storage = open_storage(path, "dead_letters.path")?;
+        let journal: Arc<dyn Journal> = match &storage.local {
+            Some(dir) => Arc::new(LocalJournal::new(dir)),
+            None => Arc::new(storage.store.clone()),
+        };
+        let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
+        Ok(letters.with_retention(self.dead_letters.retention.0))
+    }
+
+    /// The world in which the job's checkpoint is, for leaving requests in it.
+    pub fn checkpoint_env(&self) -> Result<Env> {
+        Ok(world::env(open_storage(&self.checkpoint, "checkpoint")?.store))
+    }
+
+    /// A plan of other SQL over the job's sources, in one partition.
+    pub(crate) async fn plan_sql(&self, sql: &str) -> Result<Arc<dyn QueryPlan>> {
+        let planner = Planner::new(PlannerOptions {
+            time_zone: self.time_zone.clone(),
+            parallelism: 1,
+            functions: self.functions.clone(),
+            memory: Arc::default(),
+        });
+        planner.plan(sql, &tables_of(self), OutputMode::Append).await
+    }
 }
 
 /// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.

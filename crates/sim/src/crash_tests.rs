@@ -97,6 +97,9 @@ impl World {
             guarantee: Some(Guarantee::ExactlyOnce),
             batches_to_retain: 100,
             state: Default::default(),
+            memory: Default::default(),
+            pace: None,
+            controls: Default::default(),
             observer: self.seen.clone(),
         }
     }

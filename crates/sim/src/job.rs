@@ -44,7 +44,7 @@ impl Source for Numbers {
         Ok(Some(Offset::encode(&(start + self.per_batch).min(until))?))
     }
 
-    async fn newest(&self, _: Option<&Offset>) -> Result<Option<Offset>> {
+    async fn newest(&self, _: Option<&Offset>, _: &ReadLimit) -> Result<Option<Offset>> {
         Ok(Some(Offset::encode(&self.records)?))
     }
 

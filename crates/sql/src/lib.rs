@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod functions;
 mod logical;
+mod memory;
 mod planner;
 mod predicate;
 mod query;

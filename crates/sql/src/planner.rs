@@ -24,6 +24,7 @@ use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use datafusion::sql::sqlparser::parser::ParserError;
 use perennial_core::Result;
 use perennial_core::error::{Error, class};
+use perennial_core::memory::MemoryBudget;
 use perennial_core::plan::{Predicate, QueryPlan};
 use perennial_core::sink::OutputMode;
 
@@ -43,7 +44,7 @@ use crate::exec::windows::WindowsExec;
 use crate::functions::clock::BatchClock;
 use crate::logical::join::{StreamJoin, preserves};
 use crate::logical::nodes::{self, AssignWindows, StatefulAggregate, StatefulLimit, Watermark};
-use crate::logical::{analyse, check, inputs, limits, rewrite, stateful, tables};
+use crate::logical::{analyse, check, inputs, lazy, limits, rewrite, stateful, tables};
 use crate::predicate::SqlPredicate;
 use crate::query::StreamQuery;
 use crate::session::session;
@@ -63,12 +64,14 @@ pub struct PlannerOptions {
     pub parallelism: usize,
     /// Further scalar functions. One with the name of a built-in function replaces it.
     pub functions: Vec<Arc<ScalarUDF>>,
+    /// What the operators may hold while a batch runs.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Default for PlannerOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        Self { time_zone: "UTC".to_owned(), parallelism: cores, functions: Vec::new() }
+        Self { time_zone: "UTC".to_owned(), parallelism: cores, functions: Vec::new(), memory: Arc::default() }
     }
 }
 
@@ -79,6 +82,7 @@ impl fmt::Debug for PlannerOptions {
             .field("time_zone", &self.time_zone)
             .field("parallelism", &self.parallelism)
             .field("functions", &functions)
+            .field("memory", &self.memory)
             .finish()
     }
 }
@@ -225,6 +229,7 @@ async fn plan_query(
     let (plan, inputs) = inputs::number_inputs(state.optimize(&plan)?)?;
     let plan = stateful::mark(plan, mode)?;
     check::optimised(&plan, mode)?;
+    let plan = lazy::guard(plan)?;
     let physical = state.query_planner().create_physical_plan(&with_sink_types(plan.clone())?, state).await?;
     let physical = in_order_and_to_the_end(count_past_state(physical, false)?)?;
     StreamQuery::new(&plan, physical, inputs, parallelism, clock, state)
@@ -386,6 +391,10 @@ fn stateful_aggregate(
     let Some((last, first)) = two_stages.filter(|(_, first)| *first.mode() == AggregateMode::Partial) else {
         return internal_err!("an aggregate is not planned in two stages");
     };
+    // What an aggregate does not take is known when it is made.
+    for function in last.aggr_expr() {
+        function.create_accumulator()?;
+    }
     let keys = last.group_expr().num_group_exprs();
     let event = node.event.and_then(|event| {
         let (time, _) = first.group_expr().expr().get(event.key)?;

@@ -38,8 +38,17 @@ use crate::planner::UNIQUE_KEY;
 const OUTPUT_BUFFER: usize = 2;
 
 /// Aggregates whose result depends on the order of their input.
-const ORDER_SENSITIVE: &[&str] =
-    &["first_value", "last_value", "nth_value", "array_agg", "collect_list", "collect_set", "string_agg"];
+const ORDER_SENSITIVE: &[&str] = &[
+    "first_value",
+    "last_value",
+    "nth_value",
+    "array_agg",
+    "collect_list",
+    "collect_set",
+    "listagg",
+    "min_by",
+    "max_by",
+];
 
 /// A query that is planned and ready to run batches.
 pub(crate) struct StreamQuery {

@@ -378,7 +378,8 @@ async fn unnamed_columns_have_sparks_names() {
 
 #[tokio::test]
 async fn local_time_is_that_of_the_session_and_results_are_in_utc() {
-    let planner = Planner::new(PlannerOptions { time_zone: "Europe/Berlin".into(), parallelism: 1, functions: vec![] });
+    let planner =
+        Planner::new(PlannerOptions { time_zone: "Europe/Berlin".into(), parallelism: 1, ..PlannerOptions::default() });
     let sql = "SELECT hour(ts) AS h, ts, CAST(ts AS STRING) AS s, window.start AS w FROM \
         (SELECT ts, window(ts, '1 hour') AS window FROM events)";
     let plan = planner.plan(sql, &[events(None)], OutputMode::Append).await.unwrap();

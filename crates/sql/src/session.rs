@@ -5,9 +5,8 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::config::Dialect;
 use datafusion::common::{Result, internal_err, not_impl_err};
-use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
-use datafusion::functions_aggregate::average::avg_udaf;
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::optimizer::Optimizer;
@@ -27,6 +26,7 @@ use crate::functions::sum::CheckedSum;
 use crate::functions::types::map_of;
 use crate::functions::window::{Window, WindowTime};
 use crate::logical::not_null::FilterNullsOfJoins;
+use crate::memory::BudgetPool;
 use crate::planner::{PlannerOptions, StreamQueryPlanner};
 use crate::{SourceTable, zone};
 
@@ -49,6 +49,7 @@ const AGGREGATE_ALIASES: &[(&str, &[&str])] = &[
     ("approx_distinct", &["approx_count_distinct"]),
     ("first_value", &["first", "any_value"]),
     ("last_value", &["last"]),
+    ("collect_list", &["array_agg"]),
     ("bool_and", &["every"]),
     ("bool_or", &["some", "any"]),
     ("stddev", &["std", "stddev_samp"]),
@@ -88,9 +89,11 @@ pub(crate) fn session(
     let push_down = optimizer.rules.iter().position(|rule| rule.name() == "push_down_filter");
     optimizer.rules.insert(push_down.unwrap_or_default(), Arc::new(FilterNullsOfJoins));
     let placement: Arc<dyn PhysicalOptimizerRule + Send + Sync> = Arc::new(EnsureRequirements::new());
+    let pool = Arc::new(BudgetPool(options.memory.clone()));
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
     let mut builder = SessionStateBuilder::new()
         .with_config(config)
-        .with_runtime_env(Arc::new(RuntimeEnv::default()))
+        .with_runtime_env(runtime)
         .with_default_features()
         .with_spark_features()
         .with_type_planner(Arc::new(SparkTypes { zone: session_zone.clone() }))
@@ -110,7 +113,12 @@ pub(crate) fn session(
         return internal_err!("a function behind an operator is missing");
     };
     // Planners are asked in their order.
-    let operators = SparkOperators { concat, date_add, date_sub, field };
+    let of_times = |function: &Arc<ScalarUDF>| {
+        let name = function.name();
+        name.starts_with("time_") || name.starts_with("interval_")
+    };
+    let times = functions.iter().filter(|function| of_times(function)).cloned().collect();
+    let operators = SparkOperators { concat, date_add, date_sub, times, field };
     builder.expr_planners().get_or_insert_default().insert(0, Arc::new(operators));
     let mut state = builder.build();
     for function in functions::scalar(&session_zone) {
@@ -120,9 +128,10 @@ pub(crate) fn session(
         state.register_higher_order_function(Arc::new(function))?;
     }
 
-    // The Spark package's avg() is a double for decimals too; DataFusion's has Spark's types.
-    state.register_udaf(avg_udaf())?;
     state.register_udaf(Arc::new(CheckedSum::udf()))?;
+    for function in functions::aggregates::all() {
+        state.register_udaf(Arc::new(function))?;
+    }
     for (name, aliases) in AGGREGATE_ALIASES {
         if let Some(function) = state.aggregate_functions().get(*name).cloned() {
             let function = AggregateUDF::clone(&function).with_aliases(aliases.iter().copied());

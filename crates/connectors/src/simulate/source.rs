@@ -327,7 +327,7 @@ impl Source for Simulate {
         }
     }
 
-    async fn newest(&self, _start: Option<&Offset>) -> Result<Option<Offset>> {
+    async fn newest(&self, _start: Option<&Offset>, _: &ReadLimit) -> Result<Option<Offset>> {
         match self.available().await? {
             u64::MAX => Err(Error::new(
                 class::CONFIG_INVALID,
@@ -457,14 +457,14 @@ mod tests {
         assert_eq!(again.latest(Some(&end), &limit).await.unwrap().unwrap().as_str(), "13");
         let limit = ReadLimit { max_records: None, until: Some(Offset::from_json("12")) };
         assert_eq!(again.latest(Some(&end), &limit).await.unwrap().unwrap().as_str(), "12");
-        assert_eq!(again.newest(Some(&end)).await.unwrap().unwrap().as_str(), "16");
+        assert_eq!(again.newest(Some(&end), &ReadLimit::default()).await.unwrap().unwrap().as_str(), "16");
     }
 
     #[tokio::test]
     async fn streams_share_the_records() {
         let world = World::new();
         let source = settings(r#"{"rate": "max", "records": 100000, "seed": 3}"#).open(world.context()).unwrap();
-        let end = source.newest(None).await.unwrap().unwrap();
+        let end = source.newest(None, &ReadLimit::default()).await.unwrap().unwrap();
         assert_eq!(end.as_str(), "100000");
         let range = OffsetRange { start: Some(Offset::from_json("10")), end: end.clone() };
         assert_eq!(source.read(&range, 4).await.unwrap().len(), 4);
@@ -496,7 +496,7 @@ mod tests {
         let source = settings(r#"{"rate": "max"}"#).open(world.context()).unwrap();
         let end = source.latest(None, &ReadLimit::default()).await.unwrap().unwrap();
         assert_eq!(end.as_str(), "1000000");
-        assert_eq!(source.newest(None).await.unwrap_err().class(), class::CONFIG_INVALID);
+        assert_eq!(source.newest(None, &ReadLimit::default()).await.unwrap_err().class(), class::CONFIG_INVALID);
         assert_eq!(source.lag(Some(&end)).await.unwrap().unwrap().records, None);
     }
 }

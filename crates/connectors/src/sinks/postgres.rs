@@ -21,7 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement, Transaction};
 
 use super::columns::{Column, Digest, Kind};
-use super::table::{self, LEDGER_BATCHES, LEDGER_COLUMNS, Newest, TablePlan, TargetColumn, list, quoted};
+use super::table::{self, End, LEDGER_BATCHES, LEDGER_COLUMNS, Newest, TablePlan, TargetColumn, list, quoted};
 pub use crate::postgres::SslMode;
 use crate::postgres::{Address, Name, Server, connect_timeout};
 
@@ -208,19 +208,37 @@ impl Sink for Postgres {
     }
 
     async fn write(&self, batch: &SinkBatch, rows: RowStream) -> Result<Written> {
+        self.write_or_probe(batch, rows, End::Commit).await
+    }
+
+    fn can_probe(&self) -> bool {
+        true
+    }
+
+    async fn probe(&self, batch: &SinkBatch, rows: RowStream) -> Result<()> {
+        self.write_or_probe(batch, rows, End::TakeBack).await.map(drop)
+    }
+}
+
+impl Postgres {
+    async fn write_or_probe(&self, batch: &SinkBatch, rows: RowStream, end: End) -> Result<Written> {
         let mut slot = self.session.lock().await;
         let mut session = match slot.take() {
             Some(session) if !session.client.is_closed() => session,
             _ => self.prepare().await?,
         };
-        let written = self.write_batch(&mut session, batch, rows).await?;
+        let written = self.write_batch(&mut session, batch, rows, end).await?;
         *slot = Some(session);
         Ok(written)
     }
-}
 
-impl Postgres {
-    async fn write_batch(&self, session: &mut Session, batch: &SinkBatch, mut rows: RowStream) -> Result<Written> {
+    async fn write_batch(
+        &self,
+        session: &mut Session,
+        batch: &SinkBatch,
+        mut rows: RowStream,
+        end: End,
+    ) -> Result<Written> {
         let fault = |e| self.server.fault(e);
         let Session { client, newest, claim, copy, insert, insert_last, settle, forget } = session;
         let id = batch.id as i64;
@@ -303,7 +321,14 @@ impl Postgres {
             transaction.execute(&*forget, &forget_values)
         )
         .map_err(fault)?;
-        transaction.commit().await.map_err(fault)?;
+        match end {
+            End::Commit => transaction.commit().await.map_err(fault)?,
+            End::TakeBack => {
+                // Constraints may wait for the end of the transaction; a probe must see them.
+                transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(fault)?;
+                transaction.rollback().await.map_err(fault)?;
+            }
+        }
         Ok(Written { rows: count, bytes, duplicate: false })
     }
 

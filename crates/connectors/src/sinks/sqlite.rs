@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::columns::{Column, Digest, Kind, write_date, write_decimal, write_iso_timestamp, write_time};
-use super::table::{self, LEDGER_BATCHES, LEDGER_COLUMNS, Newest, TablePlan, TargetColumn, list, quoted};
+use super::table::{self, End, LEDGER_BATCHES, LEDGER_COLUMNS, Newest, TablePlan, TargetColumn, list, quoted};
 
 /// Writes rows to a table of an SQLite file, exactly once.
 ///
@@ -117,10 +117,24 @@ impl Sink for Sqlite {
         tokio::task::spawn_blocking(move || target.check()).await.map_err(thread_died)?
     }
 
-    async fn write(&self, batch: &SinkBatch, mut rows: RowStream) -> Result<Written> {
+    async fn write(&self, batch: &SinkBatch, rows: RowStream) -> Result<Written> {
+        self.write_or_probe(batch, rows, End::Commit).await
+    }
+
+    fn can_probe(&self) -> bool {
+        true
+    }
+
+    async fn probe(&self, batch: &SinkBatch, rows: RowStream) -> Result<()> {
+        self.write_or_probe(batch, rows, End::TakeBack).await.map(drop)
+    }
+}
+
+impl Sqlite {
+    async fn write_or_probe(&self, batch: &SinkBatch, mut rows: RowStream, end: End) -> Result<Written> {
         let (sender, receiver) = mpsc::channel(4);
         let (target, batch) = (self.0.clone(), batch.clone());
-        let writer = tokio::task::spawn_blocking(move || target.write(&batch, receiver));
+        let writer = tokio::task::spawn_blocking(move || target.write(&batch, receiver, end));
         let outcome = loop {
             match rows.next().await {
                 Some(Ok(rows)) => {
@@ -169,7 +183,7 @@ struct Prepared {
 const GATHERED_BYTES: usize = 16 << 20;
 
 impl Target {
-    fn write(&self, batch: &SinkBatch, mut rows: mpsc::Receiver<Message>) -> Result<Written> {
+    fn write(&self, batch: &SinkBatch, mut rows: mpsc::Receiver<Message>, end: End) -> Result<Written> {
         let mut gathered = Vec::new();
         let (mut bytes, mut ended) = (0, false);
         while bytes < GATHERED_BYTES && !ended {
@@ -199,7 +213,7 @@ impl Target {
                 None => Some(Err(given_up())),
             },
         }));
-        let written = self.write_rows(&mut prepared, batch, &mut incoming)?;
+        let written = self.write_rows(&mut prepared, batch, &mut incoming, end)?;
         *guard = Some(prepared);
         Ok(written)
     }
@@ -209,6 +223,7 @@ impl Target {
         prepared: &mut Prepared,
         batch: &SinkBatch,
         incoming: &mut dyn Iterator<Item = Result<RecordBatch>>,
+        end: End,
     ) -> Result<Written> {
         let fault = |e| self.fault(e);
         let Prepared { connection, insert, integers } = prepared;
@@ -295,7 +310,10 @@ impl Target {
                 s.execute(params![self.job, self.query, self.query_id, forgotten])
             })
             .map_err(fault)?;
-        transaction.commit().map_err(fault)?;
+        match end {
+            End::Commit => transaction.commit().map_err(fault)?,
+            End::TakeBack => transaction.rollback().map_err(fault)?,
+        }
         Ok(Written { rows: count, bytes: 0, duplicate: false })
     }
 

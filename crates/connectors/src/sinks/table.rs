@@ -11,6 +11,15 @@ use super::columns::{Column, Kind};
 /// Columns of the ledger, which both sinks create alike: which batches of which query are in the tables.
 pub(super) const LEDGER_COLUMNS: &str = "job, query, query_id, batch, rows, digest, epoch, committed_at";
 
+/// How the transaction of a batch ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It counts.
+    Commit,
+    /// It was only to see whether the rows are taken.
+    TakeBack,
+}
+
 /// One column that the query writes.
 #[derive(Debug, Clone)]
 pub(super) struct ColumnPlan {

@@ -173,7 +173,7 @@ impl Source for Files {
         Offset::encode(&LogOffset { entry: next }).map(Some)
     }
 
-    async fn newest(&self, start: Option<&Offset>) -> Result<Option<Offset>> {
+    async fn newest(&self, start: Option<&Offset>, limit: &ReadLimit) -> Result<Option<Offset>> {
         let mut log = self.locked().await?;
         log.expect_up_to(LogOffset::next(start)?)?;
         let files = self.new_files(&log).await?;
@@ -186,7 +186,7 @@ impl Source for Files {
         }
         let mut rest = &files[..];
         while !rest.is_empty() {
-            let (batch, behind) = rest.split_at(self.batch_len(rest, &ReadLimit::default()));
+            let (batch, behind) = rest.split_at(self.batch_len(rest, limit));
             log.append(batch).await?;
             rest = behind;
         }

@@ -129,7 +129,7 @@ impl Source for Kafka {
         })
     }
 
-    async fn newest(&self, start: Option<&Offset>) -> Result<Option<Offset>> {
+    async fn newest(&self, start: Option<&Offset>, _: &ReadLimit) -> Result<Option<Offset>> {
         let from = self.start(start).await?;
         let known = from.clone();
         let ready = self.blocking(move |link| link.ready(&known)).await?;

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result, class};
 use crate::offset::Offset;
+use crate::replay::Replayed;
 use crate::state::StateRef;
 use crate::watermark::PartitionMarks;
 
@@ -70,6 +71,8 @@ pub struct OffsetEntry {
     pub sources: Vec<String>,
     /// Digest of the plan's fingerprint. Empty where Spark wrote it.
     pub plan: String,
+    /// How many requests to replay dead letters this batch and those before it have taken.
+    pub replays: u64,
 }
 
 /// How the records of a batch were accounted for. They add up: see [`BatchCounts::missing`].
@@ -126,18 +129,24 @@ pub struct CommitDetails {
     pub partitions: Vec<PartitionMarks>,
     /// Which files hold the state after the batch; `None` for a stateless query.
     pub state: Option<StateRef>,
+    /// What became of the dead letters that the batch ran again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replayed: Vec<Replayed>,
 }
 
 impl OffsetEntry {
     /// The text of the log file.
     pub fn encode(&self) -> String {
+        let mut ours = json!({ "format": FORMAT, "epoch": self.epoch, "sources": self.sources, "plan": self.plan });
+        if self.replays > 0 {
+            ours["replays"] = self.replays.into();
+        }
+        ours["crc32c"] = UNSEALED.into();
         let metadata = json!({
             "batchWatermarkMs": self.watermark_ms,
             "batchTimestampMs": self.timestamp_ms,
             "conf": self.conf,
-            "perennial": {
-                "format": FORMAT, "epoch": self.epoch, "sources": self.sources, "plan": self.plan, "crc32c": UNSEALED,
-            },
+            "perennial": ours,
         });
         let mut text = format!("v1\n{metadata}");
         for offset in &self.offsets {
@@ -163,6 +172,7 @@ impl OffsetEntry {
                 None => Vec::new(),
             },
             plan: ours["plan"].as_str().unwrap_or_default().to_owned(),
+            replays: ours["replays"].as_u64().unwrap_or_default(),
         })
     }
 }
@@ -267,6 +277,7 @@ mod tests {
             epoch: 3,
             sources: vec!["a".into(), "b".into()],
             plan: "abc".into(),
+            replays: 0,
         }
     }
 
@@ -281,6 +292,7 @@ mod tests {
                 input_watermarks: vec![Some(1), None],
                 partitions: Vec::new(),
                 state: None,
+                replayed: Vec::new(),
             }),
         }
     }

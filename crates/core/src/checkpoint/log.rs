@@ -12,6 +12,7 @@ use super::recovery::{Damage, Found, Part};
 use super::source_log::SourceLog;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, ResultExt, class};
+use crate::replay::ReplayRequest;
 use crate::sink::BatchId;
 
 /// The logs of one query. All paths of a checkpoint are made here.
@@ -232,6 +233,22 @@ impl CheckpointLog {
         self.create(&self.path("offsets", batch), entry.encode().into()).await
     }
 
+    /// The request to replay dead letters with this number, if somebody has made it.
+    pub async fn read_replay(&self, number: u64) -> Result<Option<ReplayRequest>> {
+        let path = self.replay_path(number);
+        let text = self.read(&path).await?;
+        text.map(|text| ReplayRequest::decode(&text)).transpose().at(|| path.to_string())
+    }
+
+    fn replay_path(&self, number: u64) -> Path {
+        self.root.clone().join("_perennial").join("replays").join(number.to_string())
+    }
+
+    /// Takes back what batch N reads, so that it can be logged anew: only for a batch of which nothing was written anywhere.
+    pub async fn withdraw_offsets(&self, batch: BatchId) -> Result<()> {
+        Ok(self.env.storage.delete(&self.path("offsets", batch)).await?)
+    }
+
     /// `commits/N`.
     ///
     /// # Errors
@@ -319,6 +336,24 @@ impl CheckpointLog {
         match self.env.storage.delete(path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Leaves a request to replay dead letters in the checkpoint of a query, which may run; gives its number. Nothing else of the checkpoint is
+/// touched.
+pub async fn request_replay(env: &Env, query: &str, request: &ReplayRequest) -> Result<u64> {
+    let log = CheckpointLog { env: env.clone(), root: Path::from(query), epoch: 0 };
+    let content = Bytes::from(request.encode()?);
+    let mut number = log.numbers("_perennial/replays").await?.last().map_or(0, |last| last + 1);
+    loop {
+        let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+        let path = log.replay_path(number);
+        match env.storage.put_opts(&path, content.clone().into(), options).await {
+            Ok(_) => return Ok(number),
+            // Somebody else asked at the same moment.
+            Err(object_store::Error::AlreadyExists { .. }) => number += 1,
+            Err(error) => return Err(Error::from(error).at(path.to_string())),
         }
     }
 }

@@ -24,6 +24,7 @@ fn offsets(batch: u64) -> OffsetEntry {
         epoch: 1,
         sources: vec!["s".into()],
         plan: String::new(),
+        replays: 0,
     }
 }
 
@@ -50,6 +51,7 @@ fn commit(batch: u64) -> CommitEntry {
         input_watermarks: vec![],
         partitions: vec![],
         state: Some(state),
+        replayed: Vec::new(),
     };
     CommitEntry { next_watermark_ms: 0, perennial: Some(details) }
 }

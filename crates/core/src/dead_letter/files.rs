@@ -12,9 +12,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use super::outcome::{self, Mark, Outcome};
+use super::record;
 use super::retention::{file_of, is_daily_file, is_expired};
 use super::{
     DeadLetter, DeadLetterStats, DeadLetters, Entry, EntryContext, EntryError, EntrySummary, LetterBatch,
@@ -117,6 +119,50 @@ impl FileDeadLetters {
         Ok(entries)
     }
 
+    /// The newest mark of each entry that has one.
+    pub async fn marks(&self) -> Result<BTreeMap<String, Mark>> {
+        let content = self.journal.read(outcome::FILE).await?;
+        let marks = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Mark>(line).ok());
+        Ok(marks.map(|mark| (mark.entry.clone(), mark)).collect())
+    }
+
+    /// How often each entry was handed to its job.
+    pub async fn replays(&self) -> Result<BTreeMap<String, u64>> {
+        let content = self.journal.read(outcome::FILE).await?;
+        let marks = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Mark>(line).ok());
+        let mut replays = BTreeMap::new();
+        for mark in marks.filter(|mark| mark.outcome == Outcome::Replaying) {
+            *replays.entry(mark.entry).or_default() += 1;
+        }
+        Ok(replays)
+    }
+
+    /// Removes entries with their records, whatever their age; returns how many there were.
+    pub async fn purge(&self, gone: &HashSet<String>) -> Result<u64> {
+        let mut stats = self.stats.lock().await;
+        let mut removed = 0;
+        for name in self.daily_files().await? {
+            let content = self.journal.read(&name).await?;
+            let (go, stay): (Vec<Entry>, Vec<Entry>) =
+                parse_entries(&content).partition(|entry| gone.contains(&entry.id));
+            if go.is_empty() {
+                continue;
+            }
+            for entry in &go {
+                delete(self.objects.as_ref(), &Path::from(entry.records_object.as_str())).await?;
+            }
+            if stay.is_empty() {
+                self.journal.remove(&name).await?;
+            } else {
+                let lines = lines_of(&stay)?;
+                self.objects.put(&Path::from(name.as_str()), lines.into()).await?;
+            }
+            removed += go.len() as u64;
+            *stats = None;
+        }
+        Ok(removed)
+    }
+
     /// The records of an entry, one JSON object each.
     pub async fn records(&self, entry: &Entry) -> Result<Vec<Value>> {
         let packed = self.objects.get(&Path::from(entry.records_object.as_str())).await?.bytes().await?;
@@ -132,6 +178,15 @@ impl FileDeadLetters {
 /// The entries of a daily file. Lines that are not entries are somebody else's and are passed over.
 fn parse_entries(content: &[u8]) -> impl Iterator<Item = Entry> {
     content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+fn lines_of<T: serde::Serialize>(all: &[T]) -> Result<String> {
+    let mut lines = String::new();
+    for one in all {
+        lines.push_str(&serde_json::to_string(one).map_err(|e| Error::bug(e.to_string()))?);
+        lines.push('\n');
+    }
+    Ok(lines)
 }
 
 fn count(stats: &mut DeadLetterStats, entry: &Entry) {
@@ -172,11 +227,7 @@ impl DeadLetters for FileDeadLetters {
             let known: HashSet<String> = parse_entries(&self.journal.read(&file).await?).map(|e| e.id).collect();
             entries.retain(|entry| !known.contains(&entry.id));
         }
-        let mut lines = String::new();
-        for entry in &entries {
-            lines.push_str(&serde_json::to_string(entry).map_err(|e| Error::bug(e.to_string()))?);
-            lines.push('\n');
-        }
+        let lines = lines_of(&entries)?;
         if !lines.is_empty() {
             self.journal.append(&file, lines).await?;
         }
@@ -194,6 +245,14 @@ impl DeadLetters for FileDeadLetters {
             *stats = Some(counted);
         }
         Ok(stats.clone().unwrap_or_default())
+    }
+
+    async fn mark(&self, marks: &[Mark]) -> Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.stats.lock().await;
+        self.journal.append(outcome::FILE, lines_of(marks)?).await
     }
 
     async fn expire(&self, now_ms: i64) -> Result<u64> {
@@ -256,48 +315,11 @@ fn sample(letter: &DeadLetter) -> Value {
     })
 }
 
-/// The records, one JSON object a line, compressed. Keys and values that are not UTF-8 stand in base64 under `…_base64`.
+/// The records, one JSON object a line, compressed.
 fn pack(batch: &LetterBatch, letters: &[DeadLetter]) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
     for letter in letters {
-        let mut line = Map::new();
-        line.insert("query".into(), json!(batch.query));
-        line.insert("batch_id".into(), json!(batch.batch));
-        line.insert("source".into(), json!(letter.source));
-        match &letter.record.position {
-            RecordPosition::File { path, offset } => {
-                line.insert("path".into(), json!(path.as_ref()));
-                line.insert("offset".into(), json!(offset));
-            }
-            RecordPosition::Kafka { topic, partition, offset, timestamp } => {
-                line.insert("topic".into(), json!(topic.as_ref()));
-                line.insert("partition".into(), json!(partition));
-                line.insert("offset".into(), json!(offset));
-                line.insert("timestamp_ms".into(), json!(timestamp));
-            }
-            RecordPosition::Sequence { name, number } => {
-                line.insert("sequence".into(), json!(name.as_ref()));
-                line.insert("offset".into(), json!(number));
-            }
-        }
-        for (name, bytes) in [("key", &letter.record.key), ("value", &letter.record.value)] {
-            match bytes {
-                Some(bytes) => {
-                    let (suffix, text) = text_or_base64(bytes);
-                    line.insert(format!("{name}{suffix}"), json!(text));
-                }
-                None => {
-                    line.insert(name.into(), Value::Null);
-                }
-            }
-        }
-        line.insert("stage".into(), json!(letter.stage));
-        line.insert("error_type".into(), json!(letter.class.code));
-        line.insert("message".into(), json!(letter.message));
-        line.insert("rules".into(), json!(letter.rules));
-        line.insert("first_seen".into(), json!(timestamp_text(batch.timestamp_ms * 1000)));
-        line.insert("job_version".into(), json!(batch.job_version));
-        serde_json::to_writer(&mut plain, &line).map_err(|e| Error::bug(e.to_string()))?;
+        serde_json::to_writer(&mut plain, &record::encode(batch, letter)).map_err(|e| Error::bug(e.to_string()))?;
         plain.push(b'\n');
     }
     zstd::encode_all(plain.as_slice(), 3).map_err(|e| Error::bug(format!("dead letters do not compress: {e}")))

@@ -24,6 +24,7 @@ use super::backend::{Changes, DiskOptions, OwnedRow, Picture, Stored};
 use super::row::{BATCH_BYTES, BATCH_ROWS, EncodedKeys, EncodedRows, KeyValue, Layout};
 use super::{ScanPosition, StatePartition};
 use crate::error::{Error, Result, class};
+use crate::memory::MemoryShare;
 
 /// What the tree can have as a key, less what stands before it.
 const MAX_KEY_BYTES: usize = 65_000;
@@ -132,6 +133,8 @@ pub(super) struct DiskPartition {
     changed_bytes: usize,
     /// Bytes in `read`.
     read_bytes: usize,
+    /// What all this counts for in the memory of the job.
+    memory: MemoryShare,
 }
 
 /// What became of a key in the batch.
@@ -155,10 +158,16 @@ fn entry_bytes(key: &Slice, value: &Option<Slice>) -> usize {
 }
 
 impl DiskPartition {
-    /// An empty partition. `operator` and `number` tell its rows from those of others in the same trees.
-    pub fn new(layout: Arc<Layout>, store: Arc<DiskStore>, operator: usize, number: usize) -> Result<Self> {
+    /// An empty partition. The numbers of its operator and of itself tell its rows from those of others in the same trees.
+    pub fn new(
+        layout: Arc<Layout>,
+        store: Arc<DiskStore>,
+        (operator, number): (usize, usize),
+        mut memory: MemoryShare,
+    ) -> Result<Self> {
         let short = |what: usize| u16::try_from(what).map_err(|_| Error::bug(format!("{what} partitions of state")));
         let ([a, b], [c, d]) = (short(operator)?.to_be_bytes(), short(number)?.to_be_bytes());
+        memory.resize(store.share())?;
         Ok(Self {
             layout,
             store,
@@ -170,6 +179,7 @@ impl DiskPartition {
             first_expiry: i64::MAX,
             changed_bytes: 0,
             read_bytes: 0,
+            memory,
         })
     }
 
@@ -277,6 +287,7 @@ impl DiskPartition {
         self.changes.clear();
         self.changed_bytes = 0;
         self.forget_read();
+        self.memory.settle(self.bytes());
     }
 
     /// Where keys that begin with these bytes, in this partition, end.
@@ -381,6 +392,7 @@ impl StatePartition for DiskPartition {
                 }
             };
         }
+        self.memory.resize(self.bytes())?;
         let (places, values): (Vec<u32>, Vec<&[u8]>) =
             (0..).zip(&found).filter_map(|(row, value)| Some((row, value.as_deref()?))).unzip();
         let places = UInt32Array::from(places);
@@ -400,7 +412,7 @@ impl StatePartition for DiskPartition {
             let (key, value) = rows.row(row);
             self.set(self.full_key(key)?, Some(Slice::new(value)))?;
         }
-        Ok(())
+        self.memory.resize(self.bytes())
     }
 
     fn remove(&mut self, keys: &[ArrayRef]) -> Result<()> {

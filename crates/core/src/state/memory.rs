@@ -17,6 +17,7 @@ use super::expiry::ExpiryIndex;
 use super::row::{BATCH_BYTES, BATCH_ROWS, EncodedKeys, EncodedRows, KeyValue, Layout};
 use super::{ScanPosition, StatePartition, StateSpec};
 use crate::error::Result;
+use crate::memory::MemoryShare;
 
 /// Keys are looked up in groups of this size: large enough for the cache misses of a group to overlap, small enough for its
 /// records to stay in the cache until they are written.
@@ -44,6 +45,8 @@ pub struct MemoryPartition {
     former: Vec<u8>,
     /// While somebody holds the other end, records stay in the chunk where they are.
     pin: Weak<()>,
+    /// What all this counts for in the memory of the job.
+    share: MemoryShare,
 }
 
 /// An entry of the hash table.
@@ -74,10 +77,10 @@ impl MemoryPartition {
     /// An empty partition. Fails with the class `StateUnsupported` when a column has a type that cannot be kept (dictionaries, unions and
     /// run-end encoded columns, also inside others). `seed` makes the hashes of keys unpredictable.
     pub fn new(spec: &StateSpec, seed: u64) -> Result<Self> {
-        Ok(Self::with_layout(Arc::new(Layout::new(spec, seed)?)))
+        Ok(Self::with_layout(Arc::new(Layout::new(spec, seed)?), MemoryShare::default()))
     }
 
-    pub(super) fn with_layout(layout: Arc<Layout>) -> Self {
+    pub(super) fn with_layout(layout: Arc<Layout>, share: MemoryShare) -> Self {
         Self {
             layout,
             table: HashTable::new(),
@@ -86,6 +89,7 @@ impl MemoryPartition {
             log: Vec::new(),
             former: Vec::new(),
             pin: Weak::new(),
+            share,
         }
     }
 
@@ -165,6 +169,7 @@ impl MemoryPartition {
         self.former.clear();
         self.log.shrink_to(KEEP_BYTES / size_of::<Change>());
         self.former.shrink_to(KEEP_BYTES);
+        self.share.settle(StatePartition::bytes(self));
     }
 
     /// Takes a live record's entry out of the table.
@@ -198,6 +203,9 @@ impl MemoryPartition {
     pub(super) fn put_encoded(&mut self, rows: &EncodedRows, logged: bool) -> Result<()> {
         let mut found = Vec::with_capacity(GROUP);
         for start in (0..rows.keys.len()).step_by(GROUP) {
+            if start % (16 * GROUP) == 0 {
+                self.share.resize(StatePartition::bytes(self))?;
+            }
             let range = start..rows.keys.len().min(start + GROUP);
             found.clear();
             self.find_all(&rows.keys, range.clone(), &mut found);
@@ -209,7 +217,7 @@ impl MemoryPartition {
                 }
             }
         }
-        Ok(())
+        self.share.resize(StatePartition::bytes(self))
     }
 
     fn insert(&mut self, hash: u32, row: KeyValue<'_>, logged: bool) -> Result<()> {
@@ -311,6 +319,7 @@ impl MemoryPartition {
         debug_assert_eq!(table.len(), self.table.len());
         self.table = table;
         self.index_expiry();
+        self.share.settle(StatePartition::bytes(self));
     }
 
     fn index_expiry(&mut self) {

@@ -11,7 +11,9 @@ use super::disk::{DiskPartition, DiskStore};
 use super::file::{self, Content, SCHEMA_VERSION, Section};
 use super::memory::MemoryPartition;
 use super::row::Layout;
+use super::store::StateOptions;
 use crate::error::{Error, Result};
+use crate::memory::MemoryShare;
 
 pub(super) type Partition = Arc<Mutex<dyn Stored>>;
 
@@ -37,8 +39,14 @@ pub(super) struct Operators {
 impl Operators {
     /// Operators without rows, in so many partitions. `rows` tells how many each will have; it is a hint that may be wrong. `name` is a
     /// name for the files that nobody else has.
-    pub fn empty(backend: &Backend, name: &Path, formats: &[Format], partitions: usize, rows: &[u64]) -> Result<Self> {
-        let disk = match backend {
+    pub fn empty(
+        options: &StateOptions,
+        name: &Path,
+        formats: &[Format],
+        partitions: usize,
+        rows: &[u64],
+    ) -> Result<Self> {
+        let disk = match &options.backend {
             Backend::Disk(options) if !formats.is_empty() => {
                 Some(DiskStore::create(options, name.as_ref(), partitions * formats.len())?)
             }
@@ -46,11 +54,17 @@ impl Operators {
         };
         let partition = |operator: usize, number: usize| -> Result<Partition> {
             let layout = Arc::clone(&formats[operator].1);
+            let memory = MemoryShare::of(&options.memory);
             if let Some(disk) = &disk {
-                return Ok(Arc::new(Mutex::new(DiskPartition::new(layout, Arc::clone(disk), operator, number)?)));
+                return Ok(Arc::new(Mutex::new(DiskPartition::new(
+                    layout,
+                    Arc::clone(disk),
+                    (operator, number),
+                    memory,
+                )?)));
             }
             let share = rows.get(operator).copied().unwrap_or_default().min(1 << 26) as usize / partitions;
-            let mut partition = MemoryPartition::with_layout(layout);
+            let mut partition = MemoryPartition::with_layout(layout, memory);
             partition.reserve(share + share / 16);
             Ok(Arc::new(Mutex::new(partition)))
         };

@@ -22,6 +22,7 @@ use super::snapshot::Snapshot;
 use super::{StatePartition, StateSpec};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, class};
+use crate::memory::MemoryBudget;
 use crate::plan::BatchState;
 
 /// To which of so many partitions each key of an operator belongs. The operator is its place in the list of specs. Not asked for
@@ -42,6 +43,8 @@ pub struct StateOptions {
     pub max_deltas: usize,
     /// Size of a snapshot's files in bytes, roughly.
     pub part_bytes: usize,
+    /// The memory that the rows count against.
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Default for StateOptions {
@@ -52,6 +55,7 @@ impl Default for StateOptions {
             snapshot_bytes: 1 << 20,
             max_deltas: 500,
             part_bytes: 8 << 20,
+            memory: Arc::default(),
         }
     }
 }
@@ -234,7 +238,7 @@ impl StateStore {
     fn empty_operators(&mut self, rows: &[u64]) -> Result<Operators> {
         let name = self.dir.clone().join(self.made.to_string());
         self.made += 1;
-        Operators::empty(&self.options.backend, &name, &self.formats, self.partitions, rows)
+        Operators::empty(&self.options, &name, &self.formats, self.partitions, rows)
     }
 
     /// The partitions of all operators, for a batch.

@@ -94,7 +94,7 @@ impl Scratch for Temporary {
 /// A partition without rows.
 fn partition(backend: &Backend, spec: &StateSpec) -> Arc<std::sync::Mutex<dyn Stored>> {
     let formats = [(spec.clone(), Arc::new(Layout::new(spec, 5).unwrap()))];
-    let operators = Operators::empty(backend, &Path::from("partition"), &formats, 1, &[]).unwrap();
+    let operators = Operators::empty(&eager(backend), &Path::from("partition"), &formats, 1, &[]).unwrap();
     operators.list[0].partitions[0].clone()
 }
 
@@ -525,7 +525,14 @@ async fn a_type_that_state_cannot_hold_is_refused_at_open() {
 
 /// Snapshots as often as possible, in many small files.
 fn eager(backend: &Backend) -> StateOptions {
-    StateOptions { backend: backend.clone(), snapshot_after: 2, snapshot_bytes: 0, max_deltas: 4, part_bytes: 1 }
+    StateOptions {
+        backend: backend.clone(),
+        snapshot_after: 2,
+        snapshot_bytes: 0,
+        max_deltas: 4,
+        part_bytes: 1,
+        memory: Default::default(),
+    }
 }
 
 /// No snapshots.

@@ -6,7 +6,7 @@ mod diff;
 mod fork;
 mod gc;
 mod ls;
-mod output;
+pub mod output;
 mod place;
 mod repair;
 mod restore;

@@ -36,6 +36,8 @@ commands! {
     schema::Schema;
     simulate::Simulate;
     checkpoint::Checkpoint;
+    dlq::Dlq;
+    errors::Errors;
     #[command(hide = true)]
     reference::Reference;
 }

@@ -126,6 +126,7 @@ fn reason(state: &QueryState) -> Option<String> {
         QueryState::BreakerOpen { wait } => {
             Some(format!("the circuit breaker is open; the next probe comes after {} ms", wait.as_millis()))
         }
+        QueryState::Paused => Some("paused; it goes on when it is resumed".to_owned()),
         _ => None,
     }
 }

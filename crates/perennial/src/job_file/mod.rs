@@ -25,7 +25,8 @@ use perennial_connectors::registry::{SinkConfig, SourceConfig, TableConfig};
 use perennial_core::config::{ByteSize, HumanDuration};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
-use perennial_core::job::OnError;
+use perennial_core::on_error::OnError;
+use perennial_core::pace::PaceSettings;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
 use perennial_core::table::Refresh;
@@ -79,6 +80,12 @@ pub struct JobFile {
     /// When to stop trying for a while.
     #[serde(default)]
     pub circuit_breaker: BreakerPolicy,
+    /// What is done about errors, by class (`perennial errors` lists them): `retry` (or `retry: { … }` with settings of its own), `isolate` (the rows
+    /// at fault are found by bisection and go to the dead letters), `dead_letter_batch` (all rows of the batch do), `pause` (until a person
+    /// resumes the query) or `stop`. `default` is for all classes that are not named. By default what can go away by itself is tried again,
+    /// rows that a sink refuses are isolated where the sink can tell, and all else stops the query.
+    #[serde(default)]
+    pub on_error: OnError,
     /// The guarantee that every query must give. The guarantee is computed from source, query and sink; when one of them gives less, the
     /// job does not start. By default none is demanded.
     #[serde(default)]
@@ -102,6 +109,13 @@ pub struct JobFile {
     /// Where the state of the queries is while they run.
     #[serde(default)]
     pub state: StateSettings,
+    /// How much memory the queries may take together.
+    #[serde(default)]
+    pub memory: MemorySettings,
+    /// Lets the size of batches follow the time that they take: after a downtime a query catches up in batches that grow from small ones, and a
+    /// sink that gets slower gets smaller ones. By default a batch takes all that is there, as far as the sources' own limits allow.
+    #[serde(default)]
+    pub backpressure: Option<PaceSettings>,
 }
 
 fn default_version() -> String {
@@ -221,7 +235,8 @@ pub struct QuerySettings {
     #[serde(default)]
     pub output_mode: OutputMode,
     /// What happens when an expression fails on a row (a cast, an overflow, a division by zero): `fail` stops the query, as Spark does;
-    /// `dead_letter` sends exactly that row, whole, to the dead letters and processes the rest.
+    /// `dead_letter` sends exactly that row, whole, to the dead letters and processes the rest. Or what to do by class of error, as in the
+    /// job's `on_error`, which counts where nothing is said here.
     #[serde(default)]
     pub on_error: OnError,
     /// How the watermarks of several sources become one: `min`, the slowest source decides, and nothing is late that one of them still
@@ -307,6 +322,16 @@ impl Default for StateSettings {
     fn default() -> Self {
         Self { backend: StateBackend::Memory, directory: None, cache: ByteSize(64_000_000) }
     }
+}
+
+/// How much memory the queries may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemorySettings {
+    /// The most that state and the rows of batches may hold. With a limit, batches start small and grow as far as the memory allows; one that does
+    /// not fit is taken back for a smaller one; and when nothing is left to make smaller, the query stops with a clear error. Buffers of the clients
+    /// (Kafka's fetch queue, files that are written) are not counted: leave them 100 MB or so. By default there is no limit.
+    pub limit: Option<ByteSize>,
 }
 
 /// What holds the rows of the state.

@@ -13,10 +13,10 @@ fn help_names_every_command_and_the_exit_codes() {
     let home = directory();
     let help = perennial(home.path(), &["--help"]);
     assert_eq!(code(&help), 0);
-    for word in ["run", "check", "init", "schema", "simulate", "checkpoint", "78 the job file is wrong"] {
+    for word in ["run", "check", "init", "schema", "simulate", "checkpoint", "errors", "78 the job file is wrong"] {
         assert!(stdout(&help).contains(word), "{word}: {}", stdout(&help));
     }
-    for command in ["run", "check", "init", "schema", "simulate", "checkpoint"] {
+    for command in ["run", "check", "init", "schema", "simulate", "checkpoint", "errors"] {
         let help = perennial(home.path(), &[command, "--help"]);
         assert_eq!(code(&help), 0, "{command}");
         assert!(stdout(&help).contains("Examples:"), "{command}: {}", stdout(&help));
@@ -88,6 +88,24 @@ fn a_wrong_job_file_is_78_and_shows_where() {
         "{}",
         stderr(&unset)
     );
+}
+
+#[test]
+fn errors_are_listed_and_explained() {
+    let home = directory();
+    let all = perennial(home.path(), &["errors"]);
+    assert_eq!(code(&all), 0);
+    assert!(stdout(&all).lines().any(|line| line.starts_with("ServerSelectionTimeoutError ")), "{}", stdout(&all));
+    let one = perennial(home.path(), &["errors", "timeout"]);
+    for said in ["Timeout", "Retry after 60 seconds - Check API availability", "tried again"] {
+        assert!(stdout(&one).contains(said), "{}", stdout(&one));
+    }
+    let json = perennial(home.path(), &["errors", "DiskFull", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&json)).unwrap();
+    assert_eq!(json["kind"], "transient");
+    let wrong = perennial(home.path(), &["errors", "DiscFull"]);
+    assert_eq!(code(&wrong), 1);
+    assert!(stderr(&wrong).contains("did you mean DiskFull?"), "{}", stderr(&wrong));
 }
 
 #[test]

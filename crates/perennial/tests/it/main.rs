@@ -7,9 +7,12 @@ mod bad_input;
 mod bad_kafka;
 mod checkpoint;
 mod cli;
+mod dlq;
+mod memory;
 mod on_error;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
+mod refused_rows;
 mod support;
 mod tables;

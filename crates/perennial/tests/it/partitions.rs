@@ -18,9 +18,12 @@ use perennial_core::progress::Observers;
 use perennial_core::query::{Query, Step};
 use perennial_sim::world;
 
+/// Partitions and values of the records of a batch.
+type Unit = Vec<(&'static str, &'static str)>;
+
 /// Records in partitions: those of a unit are a batch.
 #[derive(Debug, Clone, Default)]
-struct Partitioned(Arc<Mutex<Vec<Vec<(&'static str, &'static str)>>>>);
+struct Partitioned(Arc<Mutex<Vec<Unit>>>);
 
 impl SourceFactory for Partitioned {
     fn open(&self, _: SourceContext) -> Result<Box<dyn Source>> {

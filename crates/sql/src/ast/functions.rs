@@ -10,17 +10,12 @@ use datafusion::sql::sqlparser::ast::{
     helpers::attached_token::AttachedToken,
 };
 
-/// Parts of dates: `year(x)` is `date_part('year', x)`.
-const DATE_PARTS: &[(&str, &str)] = &[
-    ("year", "year"),
-    ("quarter", "quarter"),
-    ("month", "month"),
-    ("day", "day"),
-    ("dayofmonth", "day"),
-    ("dayofweek", "dayofweek"),
-    ("dayofyear", "doy"),
-    ("weekofyear", "week"),
-];
+use super::intervals;
+use super::tokens::{LIKE_ALL, LIKE_ANY};
+
+/// Name of the function around what is cast. To DataFusion two casts of one value have the same name, whatever their types: this tells
+/// them apart until the types are known.
+pub(crate) const CAST_OPERAND: &str = "cast_operand";
 
 /// Rewrites calls in place.
 pub(crate) struct Functions;
@@ -56,20 +51,26 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
             array: *array,
             format: format.clone(),
         }),
+        Expr::Cast { kind: CastKind::Cast | CastKind::TryCast, expr: of, data_type, .. }
+            if !matches!(of.as_ref(), Expr::Value(_)) =>
+        {
+            let mut cast = expr.clone();
+            if let Expr::Cast { expr, .. } = &mut cast {
+                **expr = call(CAST_OPERAND, vec![of.as_ref().clone(), text(&data_type.to_string())]);
+            }
+            Some(cast)
+        }
         Expr::RLike { negated, expr, pattern, .. } => {
             let matches = call("rlike", vec![expr.as_ref().clone(), pattern.as_ref().clone()]);
             Some(if *negated { not(matches) } else { matches })
         }
-        Expr::ILike { negated, expr, pattern, any: false, escape_char: None } => {
-            let lower = |expr: &Expr| Box::new(call("lower", vec![expr.clone()]));
-            Some(Expr::Like {
-                negated: *negated,
-                any: false,
-                expr: lower(expr),
-                pattern: lower(pattern),
-                escape_char: None,
-            })
+        Expr::Like { negated, expr, pattern, escape_char, .. } => {
+            like("spark_like", *negated, expr, pattern, escape_char)
         }
+        Expr::ILike { negated, expr, pattern, escape_char, .. } => {
+            like("spark_ilike", *negated, expr, pattern, escape_char)
+        }
+        Expr::Interval(interval) => intervals::rewritten(interval),
         Expr::Struct { values, .. } => Some(struct_of(values)),
         Expr::Position { expr, r#in } => Some(call("locate", vec![expr.as_ref().clone(), r#in.as_ref().clone()])),
         Expr::Trim { expr, trim_where, trim_what, trim_characters: None } => {
@@ -102,6 +103,12 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
         }
         Expr::Interval(interval) => several_units(interval).map(Expr::Interval),
         Expr::Array(array) => Some(call("array", array.elem.clone())),
+        Expr::UnaryOp { op: UnaryOperator::BangNot, expr } => Some(not(expr.as_ref().clone())),
+        // A text is a number here.
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } if is_text(expr) => {
+            Some(call("negative", vec![expr.as_ref().clone()]))
+        }
+        Expr::UnaryOp { op: UnaryOperator::Plus, expr } => Some(call("positive", vec![expr.as_ref().clone()])),
         Expr::UnaryOp { op: UnaryOperator::BitwiseNot, expr } => Some(call("bitwise_not", vec![expr.as_ref().clone()])),
         Expr::BinaryOp { left, op: BinaryOperator::PGBitwiseShiftLeft, right } => {
             Some(call("shiftleft", vec![left.as_ref().clone(), right.as_ref().clone()]))
@@ -112,26 +119,25 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
         Expr::Function(function) if function.over.is_none() => {
             let name = function.name.to_string().to_lowercase();
             let args = arguments(function)?;
+            if !function.within_group.is_empty() {
+                return within_group(function, &name, args);
+            }
             if let [of] = args.as_slice()
                 && let Some((_, data_type)) = CASTS.iter().find(|(spark, _)| *spark == name)
             {
-                return Some(Expr::Cast {
+                let cast = Expr::Cast {
                     kind: CastKind::Cast,
                     expr: Box::new(of.clone()),
                     data_type: data_type.clone(),
                     array: false,
                     format: None,
-                });
+                };
+                return Some(rewrite(&cast).unwrap_or(cast));
             }
             if let (Some(unit), Some(own)) = (args.first().and_then(unit_of), with_unit(&name, args.len())) {
                 let mut args = args.clone();
                 args[0] = text(&unit);
                 return Some(call(own, args));
-            }
-            if let Some((_, part)) = DATE_PARTS.iter().find(|(spark, _)| *spark == name)
-                && let [of] = args.as_slice()
-            {
-                return Some(call("date_part", vec![text(part), of.clone()]));
             }
             match (name.as_str(), args.as_slice()) {
                 ("nvl2", [of, then, otherwise]) => {
@@ -150,15 +156,36 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     function.null_treatment = ignore.then_some(NullTreatment::IgnoreNulls);
                     Some(Expr::Function(function))
                 }
+                // It is at least as exact as any error that is asked for.
+                ("approx_count_distinct", [of, _]) => {
+                    let of = vec![FunctionArg::Unnamed(FunctionArgExpr::Expr(of.clone()))];
+                    Some(Expr::Function(with_arguments(function, &name, of)))
+                }
                 ("struct", _) => Some(struct_of(&args)),
+                // The fields have the names of columns, or else are numbered.
+                ("arrays_zip", _) => {
+                    let named = args.iter().enumerate().flat_map(|(at, array)| {
+                        let name = match array {
+                            Expr::Identifier(name) => name.value.clone(),
+                            Expr::CompoundIdentifier(parts) => {
+                                parts.last().map(|name| name.value.clone()).unwrap_or_default()
+                            }
+                            _ => at.to_string(),
+                        };
+                        [text(&name), array.clone()]
+                    });
+                    Some(call("arrays_zip_named", named.collect()))
+                }
                 ("array_sort", [_, Expr::Lambda(_)]) => Some(call("array_sort_by", args)),
-                ("if" | "iff", [condition, then, otherwise]) => {
+                ("if", [condition, then, otherwise]) => {
                     Some(case(condition.clone(), then.clone(), Some(otherwise.clone())))
                 }
                 ("isnull", [of]) => Some(Expr::IsNull(Box::new(of.clone()))),
                 ("isnotnull", [of]) => Some(Expr::IsNotNull(Box::new(of.clone()))),
                 ("ifnull" | "nvl", [_, _]) => Some(call("coalesce", args)),
-                ("nullifzero", [of]) => Some(call("nullif", vec![of.clone(), number("0")])),
+                // Its type is that of the first value.
+                ("nullif", [of, other]) => Some(null_if(of, other)),
+                ("nullifzero", [of]) => Some(null_if(of, &number("0"))),
                 ("zeroifnull", [of]) => Some(call("coalesce", vec![of.clone(), number("0")])),
                 ("equal_null", [left, right]) => Some(Expr::BinaryOp {
                     left: Box::new(left.clone()),
@@ -166,29 +193,51 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     right: Box::new(right.clone()),
                 }),
                 ("decode", [of, rest @ ..]) if rest.len() > 1 => Some(decode(of, rest)),
-                ("like" | "ilike", [of, pattern]) => rewrite(&Expr::ILike {
-                    negated: false,
-                    any: false,
-                    expr: Box::new(of.clone()),
-                    pattern: Box::new(pattern.clone()),
-                    escape_char: None,
-                })
-                .filter(|_| name == "ilike")
-                .or_else(|| {
-                    Some(Expr::Like {
-                        negated: false,
-                        any: false,
-                        expr: Box::new(of.clone()),
-                        pattern: Box::new(pattern.clone()),
-                        escape_char: None,
-                    })
+                ("like", [_, _] | [_, _, _]) => Some(call("spark_like", args)),
+                ("ilike", [_, _] | [_, _, _]) => Some(call("spark_ilike", args)),
+                ("unix_timestamp" | "to_unix_timestamp", []) => Some(call(&name, vec![call("now", Vec::new())])),
+                ("localtimestamp", []) => Some(Expr::Cast {
+                    kind: CastKind::Cast,
+                    expr: Box::new(call("now", Vec::new())),
+                    data_type: DataType::TimestampNtz(None),
+                    array: false,
+                    format: None,
                 }),
-                ("typeof", [_]) => None,
                 _ => None,
             }
         }
         _ => None,
     }
+}
+
+fn is_text(expr: &Expr) -> bool {
+    matches!(
+        expr,
+        Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(_) | Value::DoubleQuotedString(_), .. })
+    )
+}
+
+/// `f(…) WITHIN GROUP (ORDER BY key)` as a call with the key and whether it descends.
+fn within_group(function: &Function, name: &str, args: Vec<Expr>) -> Option<Expr> {
+    let truth = |value| Expr::Value(Value::Boolean(value).with_empty_span());
+    let descends = |at: usize| function.within_group[at].options.asc == Some(false);
+    let descending = descends(0);
+    if (0..function.within_group.len()).any(|at| descends(at) != descending) {
+        return None;
+    }
+    let key = match function.within_group.as_slice() {
+        [key] => key.expr.clone(),
+        keys => struct_of(&keys.iter().map(|key| key.expr.clone()).collect::<Vec<_>>()),
+    };
+    let args = match (name, args.as_slice()) {
+        ("percentile_cont" | "percentile_disc", [fraction]) => vec![key, fraction.clone(), truth(descending)],
+        ("mode", []) => vec![key, truth(true), truth(descending)],
+        ("listagg" | "string_agg", [of]) => vec![of.clone(), text(""), key, truth(descending)],
+        ("listagg" | "string_agg", [of, between]) => vec![of.clone(), between.clone(), key, truth(descending)],
+        _ => return None,
+    };
+    let args = args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect();
+    Some(Expr::Function(Function { within_group: vec![], ..with_arguments(function, name, args) }))
 }
 
 /// Functions that are casts.
@@ -221,6 +270,29 @@ fn unit_of(expr: &Expr) -> Option<String> {
         Expr::Identifier(unit) => Some(unit.value.clone()),
         _ => None,
     }
+}
+
+/// `x LIKE pattern`; of several patterns any, or all.
+fn like(name: &str, negated: bool, of: &Expr, pattern: &Expr, escape: &Option<ValueWithSpan>) -> Option<Expr> {
+    let one = |pattern: &Expr| {
+        let mut args = vec![of.clone(), pattern.clone()];
+        args.extend(escape.iter().map(|escape| Expr::Value(escape.clone())));
+        let matches = call(name, args);
+        if negated { not(matches) } else { matches }
+    };
+    let Expr::Function(function) = pattern else { return Some(one(pattern)) };
+    let op = match function.name.to_string().trim_matches('`') {
+        LIKE_ANY => BinaryOperator::Or,
+        LIKE_ALL => BinaryOperator::And,
+        _ => return Some(one(pattern)),
+    };
+    let mut patterns = arguments(function)?.into_iter();
+    let first = one(&patterns.next()?);
+    Some(Expr::Nested(Box::new(patterns.fold(first, |left, pattern| Expr::BinaryOp {
+        left: Box::new(left),
+        op: op.clone(),
+        right: Box::new(one(&pattern)),
+    }))))
 }
 
 fn not(expr: Expr) -> Expr {
@@ -257,6 +329,13 @@ fn struct_of(values: &[Expr]) -> Expr {
     call("named_struct", pairs.collect())
 }
 
+/// `CASE WHEN of = other THEN NULL ELSE of END`
+fn null_if(of: &Expr, other: &Expr) -> Expr {
+    let (left, right) = (Box::new(of.clone()), Box::new(other.clone()));
+    let null = Expr::Value(Value::Null.with_empty_span());
+    case(Expr::BinaryOp { left, op: BinaryOperator::Eq, right }, null, Some(of.clone()))
+}
+
 /// `decode(x, a, b, …, otherwise)`, where NULL is equal to NULL.
 fn decode(of: &Expr, rest: &[Expr]) -> Expr {
     let pairs = rest.chunks_exact(2);
@@ -290,7 +369,7 @@ fn rounding(expr: &Expr, field: &CeilFloorKind) -> Vec<Expr> {
 }
 
 /// The arguments of a plain call.
-fn arguments(function: &Function) -> Option<Vec<Expr>> {
+pub(super) fn arguments(function: &Function) -> Option<Vec<Expr>> {
     let FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses }) = &function.args
     else {
         return None;

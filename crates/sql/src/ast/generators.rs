@@ -15,7 +15,7 @@ use super::functions::{call, with_name};
 use super::{Names, is_call_of};
 use crate::error::refused_analysis;
 
-/// The column with the list of structs.
+/// The column with the list of structs; those of a SELECT are numbered.
 const GENERATED: &str = "__generated";
 
 /// Generators: Spark's name, the function that makes the list, and whether a row without elements stays.
@@ -84,13 +84,14 @@ impl Generators<'_> {
                 _ => std::mem::take(&mut aliases),
             };
             let names = columns.clone();
-            let inner = Self::unnested(select.from.clone(), None, function, rows, outer || own_outer);
-            let items = std::iter::once(everything_but_generated())
+            let generated = Ident::new(GENERATED);
+            let inner = Self::unnested(select.from.clone(), None, function, rows, outer || own_outer, &generated);
+            let items = std::iter::once(everything_but(&generated))
                 .chain(
                     columns
                         .into_iter()
                         .enumerate()
-                        .map(|(at, name)| SelectItem::ExprWithAlias { expr: field_at(at), alias: name }),
+                        .map(|(at, name)| SelectItem::ExprWithAlias { expr: field_at(at, &generated), alias: name }),
                 )
                 .collect();
             let alias = table_name(&select.from);
@@ -104,24 +105,24 @@ impl Generators<'_> {
         Ok(())
     }
 
+    /// Generators one after the other: the rows of each are made out of those of the one before.
     fn selected(&self, select: &mut Select) -> Result<(), DataFusionError> {
-        let generators: Vec<usize> = select
-            .projection
-            .iter()
-            .enumerate()
-            .filter(|(_, item)| item_expr(item).is_some_and(is_generator))
-            .map(|(at, _)| at)
-            .collect();
-        let [at] = generators.as_slice() else {
-            if generators.is_empty() {
-                return Ok(());
+        let mut generated = Vec::new();
+        while let Some(at) = select.projection.iter().position(|item| item_expr(item).is_some_and(is_generator)) {
+            let column = Ident::new(format!("{GENERATED}{}", generated.len()));
+            self.unnest_selected(select, at, &column)?;
+            generated.push(column);
+        }
+        for item in &mut select.projection {
+            if let SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) = item {
+                generated.iter().for_each(|column| add_exception(options, column));
             }
-            return Err(refused_analysis(
-                "UNSUPPORTED_GENERATOR.MULTI_GENERATOR",
-                "a SELECT can have one generator: use LATERAL VIEW for the others",
-            ));
-        };
-        let item = select.projection[*at].clone();
+        }
+        Ok(())
+    }
+
+    fn unnest_selected(&self, select: &mut Select, at: usize, column: &Ident) -> Result<(), DataFusionError> {
+        let item = select.projection[at].clone();
         let Some((name, rows, outer, function)) = item_expr(&item).and_then(generator) else { return Ok(()) };
         let columns = match &item {
             SelectItem::ExprWithAlias { alias, .. } => vec![alias.clone()],
@@ -137,18 +138,14 @@ impl Generators<'_> {
             },
         };
         let alias = table_name(&select.from);
-        let inner = Self::unnested(std::mem::take(&mut select.from), select.selection.take(), function, rows, outer);
+        let from = std::mem::take(&mut select.from);
+        let inner = Self::unnested(from, select.selection.take(), function, rows, outer, column);
         select.from = vec![derived(inner, alias)];
         let generated = columns
             .into_iter()
             .enumerate()
-            .map(|(at, name)| SelectItem::ExprWithAlias { expr: field_at(at), alias: name });
-        select.projection.splice(*at..=*at, generated);
-        for item in &mut select.projection {
-            if let SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) = item {
-                add_exception(options, Ident::new(GENERATED));
-            }
-        }
+            .map(|(at, name)| SelectItem::ExprWithAlias { expr: field_at(at, column), alias: name });
+        select.projection.splice(at..=at, generated);
         Ok(())
     }
 
@@ -159,12 +156,13 @@ impl Generators<'_> {
         function: &Function,
         rows: &str,
         outer: bool,
+        column: &Ident,
     ) -> Select {
         let list = Expr::Function(with_name(function, rows));
         let unnest = call(if outer { "unnest_outer" } else { "unnest" }, vec![list]);
         let items = vec![
             SelectItem::Wildcard(WildcardAdditionalOptions::default()),
-            SelectItem::ExprWithAlias { expr: unnest, alias: Ident::new(GENERATED) },
+            SelectItem::ExprWithAlias { expr: unnest, alias: column.clone() },
         ];
         Select { selection, ..simple_select(items, from) }
     }
@@ -230,19 +228,20 @@ fn item_expr(item: &SelectItem) -> Option<&Expr> {
     }
 }
 
-/// `field_at(__generated, at)`
-fn field_at(at: usize) -> Expr {
+/// `field_at(column, at)`
+fn field_at(at: usize, column: &Ident) -> Expr {
     let index = Expr::Value(Value::Number(at.to_string(), false).with_empty_span());
-    call("field_at", vec![Expr::Identifier(Ident::new(GENERATED)), index])
+    call("field_at", vec![Expr::Identifier(column.clone()), index])
 }
 
-fn everything_but_generated() -> SelectItem {
+fn everything_but(column: &Ident) -> SelectItem {
     let mut options = WildcardAdditionalOptions::default();
-    add_exception(&mut options, Ident::new(GENERATED));
+    add_exception(&mut options, column);
     SelectItem::Wildcard(options)
 }
 
-fn add_exception(options: &mut WildcardAdditionalOptions, column: Ident) {
+fn add_exception(options: &mut WildcardAdditionalOptions, column: &Ident) {
+    let column = column.clone();
     match &mut options.opt_except {
         Some(except) => except.additional_elements.push(column),
         None => options.opt_except = Some(ExceptSelectItem { first_element: column, additional_elements: Vec::new() }),
@@ -261,7 +260,7 @@ fn stars(select: &mut Select, table: Option<&Ident>, view: Option<&Ident>, colum
                 continue;
             }
             if table.is_some_and(is) {
-                columns.iter().for_each(|column| add_exception(options, column.clone()));
+                columns.iter().for_each(|column| add_exception(options, column));
             }
         }
         items.push(item);

@@ -21,14 +21,18 @@ use datafusion::sql::sqlparser::ast::{
 
 mod functions;
 mod generators;
+mod grouping;
+mod intervals;
 mod joins;
 mod names;
 mod tokens;
 
+pub(crate) use self::functions::CAST_OPERAND;
 pub(crate) use tokens::{parse_expression, parse_statements};
 
 use self::functions::{Functions, field_of};
 use self::generators::Generators;
+use self::grouping::GroupingSets;
 use self::joins::Joins;
 use self::names::pretty;
 use crate::error::{refused, unsupported};
@@ -47,6 +51,7 @@ pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Resul
     finish(query.visit(&mut LateralAliases { names: &names }))?;
     finish(query.visit(&mut Generators { names: &names }))?;
     finish(query.visit(&mut Joins))?;
+    finish(query.visit(&mut GroupingSets))?;
     finish(query.visit(&mut Functions))
 }
 

@@ -1,10 +1,14 @@
 //! From text to a syntax tree, with the literals of Spark that the parser does not know.
 
+use std::any::TypeId;
+
 use datafusion::sql::sqlparser::ast::{Expr, Statement};
-use datafusion::sql::sqlparser::dialect::SparkSqlDialect;
+use datafusion::sql::sqlparser::dialect::{Dialect, SparkSqlDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace, Word};
+
+use super::intervals;
 
 /// Spark's typed number literals: `1.5D` is a DOUBLE, `10S` a SMALLINT.
 const SUFFIXES: &[(&str, &str)] =
@@ -26,12 +30,181 @@ pub(crate) fn parse_expression(sql: &str) -> Result<Expr, ParserError> {
     Err(ParserError::ParserError(format!("a predicate ends before `{rest}`{}", rest.span.start)))
 }
 
+/// Spark's dialect as far as the tokenizer asks; the parser's own one does not know `\'` in a text.
+#[derive(Debug)]
+struct WithEscapes(SparkSqlDialect);
+
+impl Dialect for WithEscapes {
+    fn dialect(&self) -> TypeId {
+        TypeId::of::<SparkSqlDialect>()
+    }
+
+    fn is_delimited_identifier_start(&self, ch: char) -> bool {
+        self.0.is_delimited_identifier_start(ch)
+    }
+
+    fn is_identifier_start(&self, ch: char) -> bool {
+        self.0.is_identifier_start(ch)
+    }
+
+    fn is_identifier_part(&self, ch: char) -> bool {
+        self.0.is_identifier_part(ch)
+    }
+
+    fn supports_nested_comments(&self) -> bool {
+        true
+    }
+
+    fn supports_string_literal_backslash_escape(&self) -> bool {
+        true
+    }
+}
+
+/// The tokens of a text as they are written: what stands between quotes still has its escapes.
+fn raw_tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
+    Tokenizer::new(&WithEscapes(SparkSqlDialect {}), sql)
+        .with_unescape(false)
+        .tokenize_with_location()
+        .map_err(|error| ParserError::TokenizerError(error.to_string()))
+}
+
+/// The text that a literal between `quote`s means.
+fn unescaped(literal: &str, quote: char) -> String {
+    let mut text = String::with_capacity(literal.len());
+    let mut chars = literal.chars();
+    while let Some(c) = chars.next() {
+        if c == quote {
+            // A doubled quote.
+            chars.next();
+            text.push(quote);
+            continue;
+        }
+        if c != '\\' {
+            text.push(c);
+            continue;
+        }
+        let rest = chars.as_str();
+        let coded = |from: usize, digits: usize, radix: u32| -> Option<(char, usize)> {
+            let code = rest.get(from..from + digits)?;
+            if !code.chars().all(|c| c.is_digit(radix)) {
+                return None;
+            }
+            Some((char::from_u32(u32::from_str_radix(code, radix).ok()?)?, from + digits))
+        };
+        let found = match rest.chars().next() {
+            Some('u') => coded(1, 4, 16),
+            Some('U') => coded(1, 8, 16),
+            Some('0' | '1') => coded(0, 3, 8),
+            _ => None,
+        };
+        if let Some((c, length)) = found {
+            text.push(c);
+            chars = rest[length..].chars();
+            continue;
+        }
+        match chars.next() {
+            Some('0') => text.push('\0'),
+            Some('b') => text.push('\u{8}'),
+            Some('n') => text.push('\n'),
+            Some('r') => text.push('\r'),
+            Some('t') => text.push('\t'),
+            Some('Z') => text.push('\u{1a}'),
+            // LIKE has its own use for these.
+            Some(c @ ('%' | '_')) => text.extend(['\\', c]),
+            Some(c) => text.push(c),
+            None => {}
+        }
+    }
+    text
+}
+
+/// Gives texts and quoted names their meaning; texts that follow each other are one.
+fn literals(found: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
+    let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(found.len());
+    for mut next in found {
+        let is_raw = |last: Option<&TokenWithSpan>| {
+            matches!(last, Some(TokenWithSpan { token: Token::Word(Word { value, quote_style: None, .. }), .. })
+                if value.eq_ignore_ascii_case("r"))
+        };
+        let text = match &next.token {
+            Token::SingleQuotedString(text) | Token::DoubleQuotedString(text) if is_raw(tokens.last()) => {
+                tokens.pop();
+                Some(text.clone())
+            }
+            Token::SingleQuotedString(text) => Some(unescaped(text, '\'')),
+            Token::DoubleQuotedString(text) => Some(unescaped(text, '"')),
+            _ => None,
+        };
+        if let Some(text) = text {
+            let before = tokens.iter().rposition(|token| !matches!(token.token, Token::Whitespace(_)));
+            if let Some(Token::SingleQuotedString(first)) = before.map(|at| &mut tokens[at].token) {
+                first.push_str(&text);
+                continue;
+            }
+            next.token = Token::SingleQuotedString(text);
+        }
+        if let Token::Word(Word { value, quote_style: Some('`'), .. }) = &mut next.token {
+            *value = value.replace("``", "`");
+        }
+        tokens.push(next);
+    }
+    tokens
+}
+
+/// Forms that the parser does not know: intervals of several units, `trim(LEADING FROM x)`, `LIKE ALL (…)`.
+fn known_forms(found: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
+    let mut tokens: Vec<TokenWithSpan> = Vec::with_capacity(found.len());
+    let mut at = 0;
+    let keyword = |token: &Token| match token {
+        Token::Word(Word { keyword, quote_style: None, .. }) => *keyword,
+        _ => Keyword::NoKeyword,
+    };
+    let mut last = Keyword::NoKeyword;
+    while let Some(next) = found.get(at) {
+        let span = next.span;
+        let word = keyword(&next.token);
+        let ahead = found[at + 1..].iter().map(|token| &token.token).find(|t| !matches!(t, Token::Whitespace(_)));
+        let mut push = |token: Token| tokens.push(TokenWithSpan { token, span });
+        match (word, last) {
+            (Keyword::INTERVAL, _) => {
+                push(next.token.clone());
+                if let Some((literal, taken)) = intervals::of_several_units(&found[at + 1..]) {
+                    push(Token::Whitespace(Whitespace::Space));
+                    literal.into_iter().for_each(push);
+                    at += taken;
+                }
+            }
+            (Keyword::LEADING | Keyword::TRAILING | Keyword::BOTH, _)
+                if ahead.is_some_and(|token| keyword(token) == Keyword::FROM) =>
+            {
+                push(next.token.clone());
+                push(Token::Whitespace(Whitespace::Space));
+                push(Token::SingleQuotedString(" ".to_owned()));
+            }
+            (Keyword::ANY | Keyword::SOME | Keyword::ALL, Keyword::LIKE | Keyword::ILIKE)
+                if ahead == Some(&Token::LParen) =>
+            {
+                let name = if word == Keyword::ALL { LIKE_ALL } else { LIKE_ANY };
+                push(Token::make_word(name, Some('`')));
+            }
+            _ => push(next.token.clone()),
+        }
+        if !matches!(next.token, Token::Whitespace(_)) {
+            last = word;
+        }
+        at += 1;
+    }
+    tokens
+}
+
+/// What stands for the patterns of `LIKE ANY` and `LIKE ALL`.
+pub(super) const LIKE_ANY: &str = "__like_any";
+pub(super) const LIKE_ALL: &str = "__like_all";
+
 /// The tokens of a text. A number with a suffix or an exponent becomes `SAFE_CAST(number AS type)`, which a person cannot write in Spark's
 /// dialect; `exists(` before an array becomes an ordinary function.
 fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
-    let found = Tokenizer::new(&SparkSqlDialect {}, sql)
-        .tokenize_with_location()
-        .map_err(|error| ParserError::TokenizerError(error.to_string()))?;
+    let found = known_forms(literals(raw_tokens(sql)?));
     let mut tokens = Vec::with_capacity(found.len());
     let mut rest = found.into_iter().peekable();
     let is_space = |token: &Token| matches!(token, Token::Whitespace(_));
@@ -113,6 +286,21 @@ mod tests {
         assert_eq!(shown("1.50BD"), "SAFE_CAST(1.50 AS DECIMAL(3,2))");
         assert_eq!(shown("1e3"), "SAFE_CAST('1e3' AS DOUBLE)");
         assert_eq!(shown("exists(a, x -> x > 1)"), "`exists`(a, x -> x > 1)");
+    }
+
+    #[test]
+    fn texts_have_sparks_escapes() {
+        let text = |sql: &str| match parse_expression(sql).unwrap() {
+            Expr::Value(value) => value.value.into_string().unwrap(),
+            other => panic!("{other} is no text"),
+        };
+        assert_eq!(text(r"'it\'s'"), "it's");
+        assert_eq!(text("'it''s'"), "it's");
+        assert_eq!(text(r"'a\tb\\c\x'"), "a\tb\\cx");
+        assert_eq!(text(r"'\u0041\101\U0001F44D\0'"), "AA👍\0");
+        assert_eq!(text(r"'\%\_'"), r"\%\_");
+        assert_eq!(text(r"r'a\nb'"), r"a\nb");
+        assert_eq!(text(r#"'a' "b'" 'c'"#), "ab'c");
     }
 
     #[test]

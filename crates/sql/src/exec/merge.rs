@@ -6,7 +6,7 @@ use datafusion::arrow::array::{
     Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray, UInt32Array,
 };
 use datafusion::arrow::compute::kernels::cmp::lt_eq;
-use datafusion::arrow::compute::{filter_record_batch, not, prep_null_mask_filter, take_record_batch};
+use datafusion::arrow::compute::{concat_batches, filter_record_batch, not, prep_null_mask_filter, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::cast::as_timestamp_microsecond_array;
 use datafusion::common::hash_utils::{RandomState, create_hashes};
@@ -203,17 +203,15 @@ impl Aggregation {
         }
         let mut columns = seen.emit(EmitTo::All)?;
         let (owners, stored) = state.get(&columns).map_err(external)?;
-        let owners: Vec<usize> = owners.values().iter().map(|group| *group as usize).collect();
-
+        // The stored rows first: aggregates that depend on the order (first, last, collect_list) stay right. All at once: an accumulator
+        // takes each group that it is told of for one that has a row.
+        let mut group_of: Vec<usize> = owners.values().iter().map(|group| *group as usize).collect();
+        group_of.extend(groups_of.iter().flatten());
+        let rows: Vec<&RecordBatch> = std::iter::once(&stored).chain(partial).collect();
+        let states = concat_batches(&self.state_schema, rows)?;
         for (function, range) in self.state_ranges()? {
             let mut accumulator = groups_accumulator(function)?;
-            // The stored rows first: aggregates that depend on the order (first, last, collect_list) stay right.
-            if stored.num_rows() > 0 {
-                accumulator.merge_batch(&stored.columns()[range.clone()], &owners, groups)?;
-            }
-            for (rows, groups_of) in partial.iter().zip(&groups_of) {
-                accumulator.merge_batch(&rows.columns()[range.clone()], groups_of, groups)?;
-            }
+            accumulator.merge_batch(&states.columns()[range], &group_of, groups)?;
             columns.extend(accumulator.state(EmitTo::All)?);
         }
         let rows = RecordBatch::try_new(self.state_schema.clone(), columns)?;

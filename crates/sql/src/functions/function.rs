@@ -39,6 +39,8 @@ pub(crate) enum Arg {
     Date,
     /// TIMESTAMP.
     Timestamp,
+    /// TIMESTAMP in the session's zone.
+    Moment,
     /// Any array, as it is.
     Array,
     /// Any map, as it is.
@@ -68,6 +70,7 @@ pub(crate) struct Spec {
     pub(crate) args: Args,
     pub(crate) returns: Returns,
     pub(crate) eval: fn(&Call<'_>) -> Result<ArrayRef>,
+    pub(crate) volatility: Volatility,
 }
 
 impl Spec {
@@ -78,12 +81,17 @@ impl Spec {
         returns: Returns,
         eval: fn(&Call<'_>) -> Result<ArrayRef>,
     ) -> Self {
-        Self { name, aliases: &[], args, returns, eval }
+        Self { name, aliases: &[], args, returns, eval, volatility: Volatility::Immutable }
     }
 
     /// The function under further names.
     pub(crate) const fn or(self, aliases: &'static [&'static str]) -> Self {
         Self { aliases, ..self }
+    }
+
+    /// The function, with another value each time.
+    pub(crate) const fn volatile(self) -> Self {
+        Self { volatility: Volatility::Volatile, ..self }
     }
 }
 
@@ -170,7 +178,7 @@ impl Function {
         ScalarUDF::from(Self {
             spec,
             zone: zone.clone(),
-            signature: Signature::user_defined(Volatility::Immutable),
+            signature: Signature::user_defined(spec.volatility),
             aliases: spec.aliases.iter().map(|alias| (*alias).to_owned()).collect(),
         })
     }
@@ -255,7 +263,8 @@ impl ScalarUDFImpl for Function {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let scalars = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let constant = scalars && self.spec.volatility != Volatility::Volatile;
         let rows = if constant { 1 } else { args.number_rows };
         let call = Call { args: &args.args, rows, returns: args.return_field.data_type(), zone: &self.zone };
         let result = (self.spec.eval)(&call)?;
@@ -283,7 +292,7 @@ impl Function {
             Arg::TextOrBytes => DataType::Utf8,
             Arg::Date => DataType::Date32,
             Arg::Timestamp if matches!(from, DataType::Timestamp(_, None)) => return Ok(from.clone()),
-            Arg::Timestamp => types::timestamp(&self.zone),
+            Arg::Timestamp | Arg::Moment => types::timestamp(&self.zone),
             Arg::Array if matches!(from, DataType::List(_) | DataType::Null) => return Ok(from.clone()),
             Arg::Map if matches!(from, DataType::Map(..) | DataType::Null) => return Ok(from.clone()),
             Arg::Array | Arg::Map => DataType::Null,

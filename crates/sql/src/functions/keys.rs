@@ -44,18 +44,27 @@ impl ScalarUDFImpl for GroupingKey {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let keys = args.args[0].to_array(args.number_rows)?;
-        let keys: ArrayRef = match keys.data_type() {
-            // Adding 0.0 turns -0.0 into 0.0.
-            DataType::Float32 => Arc::new(
-                keys.as_primitive::<Float32Type>()
-                    .unary::<_, Float32Type>(|x| if x.is_nan() { f32::NAN } else { x + 0.0 }),
-            ),
-            DataType::Float64 => Arc::new(
-                keys.as_primitive::<Float64Type>()
-                    .unary::<_, Float64Type>(|x| if x.is_nan() { f64::NAN } else { x + 0.0 }),
-            ),
-            other => return exec_err!("grouping_key() needs a floating-point column, not {other}"),
-        };
-        Ok(ColumnarValue::Array(keys))
+        if !Self::needed(keys.data_type()) {
+            return exec_err!("grouping_key() needs a floating-point column, not {}", keys.data_type());
+        }
+        Ok(ColumnarValue::Array(normalise(&keys)?))
     }
+}
+
+/// Values with one zero and one NaN; what has neither stays as it is.
+pub(crate) fn normalise(array: &ArrayRef) -> Result<ArrayRef> {
+    Ok(match array.data_type() {
+        // Adding 0.0 turns -0.0 into 0.0.
+        DataType::Float32 => Arc::new(
+            array
+                .as_primitive::<Float32Type>()
+                .unary::<_, Float32Type>(|x| if x.is_nan() { f32::NAN } else { x + 0.0 }),
+        ),
+        DataType::Float64 => Arc::new(
+            array
+                .as_primitive::<Float64Type>()
+                .unary::<_, Float64Type>(|x| if x.is_nan() { f64::NAN } else { x + 0.0 }),
+        ),
+        _ => array.clone(),
+    })
 }

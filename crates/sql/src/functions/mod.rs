@@ -1,17 +1,33 @@
 //! Functions that DataFusion and its Spark package lack or have otherwise.
 
+pub(crate) mod aggregates;
 pub(crate) mod arithmetic;
+mod arrays;
 pub(crate) mod cast;
 pub(crate) mod clock;
+mod csv;
+mod dates;
 mod decimal;
+mod encodings;
+mod format;
 mod function;
+mod hash;
 pub(crate) mod higher_order;
+pub(crate) mod intervals;
+mod json;
 pub(crate) mod keys;
+mod math;
+mod misc;
 pub(crate) mod negate;
 mod nested;
 pub(crate) mod operators;
+mod patterns;
+mod regex;
+mod round;
+mod rows;
 pub(crate) mod session;
 pub(crate) mod sum;
+mod text;
 pub(crate) mod types;
 pub(crate) mod window;
 
@@ -24,7 +40,23 @@ use self::function::Function;
 
 /// The scalar functions of a session in this time zone.
 pub(crate) fn scalar(zone: &Arc<str>) -> Vec<ScalarUDF> {
-    let tables = [negate::ALL, nested::ALL];
+    let tables = [
+        arrays::ALL,
+        csv::ALL,
+        dates::ALL,
+        encodings::ALL,
+        format::ALL,
+        hash::ALL,
+        intervals::ALL,
+        json::ALL,
+        math::ALL,
+        misc::ALL,
+        negate::ALL,
+        nested::ALL,
+        regex::ALL,
+        round::ALL,
+        text::ALL,
+    ];
     let own = tables.into_iter().flatten().map(|spec| Function::udf(spec, zone));
-    own.chain(Arithmetic::all()).collect()
+    own.chain(Arithmetic::all()).chain([misc::Coalesce::udf()]).collect()
 }

@@ -10,7 +10,8 @@ use datafusion::logical_expr::{Expr, ExprSchemable, ScalarUDF, lit};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::arithmetic::{Arithmetic, Operation};
-use super::types::{is_integral, is_string};
+use super::cast::cast_to;
+use super::types::{common, is_integral, is_string};
 
 /// Plans operators with Spark's functions. Their types are found when the whole query is planned.
 #[derive(Debug)]
@@ -20,12 +21,56 @@ pub(crate) struct SparkOperators {
     /// `date_add` and `date_sub`, for a date and a number of days.
     pub(crate) date_add: Arc<ScalarUDF>,
     pub(crate) date_sub: Arc<ScalarUDF>,
+    /// The functions of times and intervals.
+    pub(crate) times: Vec<Arc<ScalarUDF>>,
     /// A field of a struct, or of every struct of an array.
     pub(crate) field: Arc<ScalarUDF>,
 }
 
+/// The function of an operator with an interval, or with two times; and whether it takes its operands the other way around.
+fn of_intervals(operation: Operation, left: &DataType, right: &DataType) -> Option<(&'static str, bool)> {
+    let is_interval = |data_type: &DataType| matches!(data_type, DataType::Interval(_) | DataType::Duration(_));
+    let is_point = |data_type: &DataType| matches!(data_type, DataType::Date32 | DataType::Timestamp(..));
+    let is_text = |data_type: &DataType| is_string(data_type) || data_type.is_null();
+    Some(match operation {
+        Operation::Add if is_interval(left) && is_interval(right) => ("interval_add", false),
+        Operation::Add if is_interval(right) => ("time_add", false),
+        Operation::Add if is_interval(left) => ("time_add", true),
+        Operation::Subtract if is_interval(left) && is_interval(right) => ("interval_subtract", false),
+        Operation::Subtract if is_interval(right) => ("time_subtract", false),
+        Operation::Subtract if is_point(left) && (is_point(right) || is_string(right)) => ("time_between", false),
+        Operation::Subtract if is_text(left) && is_point(right) => ("time_between", false),
+        Operation::Multiply if is_interval(left) && !is_interval(right) => ("interval_multiply", false),
+        Operation::Multiply if is_interval(right) && !is_interval(left) => ("interval_multiply", true),
+        Operation::Divide if is_interval(left) && !is_interval(right) => ("interval_divide", false),
+        _ => return None,
+    })
+}
+
 fn is_time(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Date32 | DataType::Timestamp(..) | DataType::Interval(_) | DataType::Duration(_))
+}
+
+/// A comparison or a logical operation in which a text beside another type is read as that type, which the planner would refuse.
+fn with_text_read(mut expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
+    use BinaryOperator::{And, BitwiseAnd, BitwiseOr, BitwiseXor, Eq, Gt, GtEq, Lt, LtEq, NotEq, Or, Spaceship};
+    let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+    let wanted = match expr.op {
+        And | Or if is_string(&left) || is_string(&right) => Some(DataType::Boolean),
+        Eq | NotEq | Lt | LtEq | Gt | GtEq | Spaceship if is_string(&left) != is_string(&right) => {
+            common(&left, &right)
+        }
+        BitwiseAnd | BitwiseOr | BitwiseXor if is_string(&left) != is_string(&right) => common(&left, &right),
+        _ => None,
+    };
+    if let Some(wanted) = wanted {
+        for (side, data_type) in [(&mut expr.left, left), (&mut expr.right, right)] {
+            if is_string(&data_type) {
+                *side = cast_to(std::mem::take(side), &data_type, &wanted, false)?;
+            }
+        }
+    }
+    Ok(PlannerResult::Original(expr))
 }
 
 impl ExprPlanner for SparkOperators {
@@ -43,9 +88,16 @@ impl ExprPlanner for SparkOperators {
             BinaryOperator::Divide => Operation::Divide,
             BinaryOperator::MyIntegerDivide => Operation::DivideWhole,
             BinaryOperator::Modulo => Operation::Remainder,
-            _ => return Ok(PlannerResult::Original(expr)),
+            _ => return with_text_read(expr, schema),
         };
         let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+        if let Some((name, swapped)) = of_intervals(operation, &left, &right) {
+            let Some(function) = self.times.iter().find(|function| function.name() == name) else {
+                return Ok(PlannerResult::Original(expr));
+            };
+            let (left, right) = if swapped { (expr.right, expr.left) } else { (expr.left, expr.right) };
+            return Ok(PlannerResult::Planned(call(function, left, right)));
+        }
         if !is_time(&left) && !is_time(&right) {
             return Ok(PlannerResult::Planned(Arithmetic::call(operation, expr.left, expr.right)));
         }

@@ -16,13 +16,17 @@ use datafusion::logical_expr::{
     Operator, Projection, Union, ValueOrLambda,
 };
 
+use crate::ast::CAST_OPERAND;
 use crate::functions::cast::cast_to;
+use crate::functions::intervals;
 use crate::functions::keys::GroupingKey;
 use crate::functions::negate;
 use crate::functions::types::{common, common_of, is_decimal, is_float, is_string, mismatch, sql_name};
 
 /// Functions of DataFusion whose arguments must have one type.
 const OF_ONE_TYPE: &[&str] = &["coalesce", "nullif", "nvl", "greatest", "least"];
+/// Those of them that have the greatest or the least value.
+const EXTREMES: &[&str] = &["greatest", "least"];
 /// Functions where an integer literal beside a DECIMAL has just as many digits as it is written with.
 const DECIMAL_ARITHMETIC: &[&str] = &["add", "subtract", "multiply", "divide", "div", "remainder", "pmod"];
 
@@ -216,7 +220,8 @@ impl Analysis<'_> {
                 })
             }
             Expr::Case(case) => self.case(case)?,
-            Expr::Cast(cast) => {
+            Expr::Cast(mut cast) => {
+                cast.expr = operand(cast.expr);
                 let from = self.type_of(&cast.expr)?;
                 match (cast.expr.as_ref(), cast.field.data_type()) {
                     // `2L` is a literal, and counts as one.
@@ -226,7 +231,8 @@ impl Analysis<'_> {
                     (_, to) => cast_to(*cast.expr, &from, to, false)?,
                 }
             }
-            Expr::TryCast(cast) => {
+            Expr::TryCast(mut cast) => {
+                cast.expr = operand(cast.expr);
                 let from = self.type_of(&cast.expr)?;
                 cast_to(*cast.expr, &from, cast.field.data_type(), true)?
             }
@@ -252,6 +258,15 @@ impl Analysis<'_> {
         }
     }
 
+    /// The condition of a branch, where text is not read.
+    fn branch(&self, expr: Box<Expr>) -> Result<Box<Expr>> {
+        let data_type = self.type_of(&expr)?;
+        if is_string(&data_type) {
+            return Err(mismatch("UNEXPECTED_INPUT_TYPE", "a condition of CASE or if() must be BOOLEAN, not STRING"));
+        }
+        self.condition(expr, "WHEN")
+    }
+
     fn binary(&self, binary: BinaryExpr) -> Result<Expr> {
         let BinaryExpr { left, op, right } = binary;
         let (l, r) = (self.type_of(&left)?, self.type_of(&right)?);
@@ -275,6 +290,11 @@ impl Analysis<'_> {
             | Operator::GtEq
             | Operator::IsDistinctFrom
             | Operator::IsNotDistinctFrom => {
+                let is_interval = |data_type: &DataType| matches!(data_type, DataType::Interval(_));
+                if is_interval(&l) && is_interval(&r) {
+                    let (left, right) = (Box::new(intervals::order(*left)), Box::new(intervals::order(*right)));
+                    return Ok(Expr::BinaryExpr(BinaryExpr { left, op, right }));
+                }
                 let Some(common) = common(&l, &r) else {
                     return Err(mismatch(
                         "BINARY_OP_DIFF_TYPES",
@@ -328,8 +348,7 @@ impl Analysis<'_> {
                 Some(self.boxed(operand, &common)?)
             }
             None => {
-                conditions =
-                    conditions.into_iter().map(|condition| self.condition(condition, "WHEN")).collect::<Result<_>>()?;
+                conditions = conditions.into_iter().map(|condition| self.branch(condition)).collect::<Result<_>>()?;
                 None
             }
         };
@@ -354,6 +373,18 @@ impl Analysis<'_> {
         let name = func.name();
         if OF_ONE_TYPE.contains(&name) {
             let types = args.iter().map(|arg| self.type_of(arg)).collect::<Result<Vec<_>>>()?;
+            // Text beside another type is not read here.
+            let texts = types.iter().filter(|data_type| is_string(data_type)).count();
+            let others = types.iter().filter(|data_type| !is_string(data_type) && !data_type.is_null()).count();
+            if EXTREMES.contains(&name) && texts > 0 && others > 0 {
+                return Err(different(name, &types));
+            }
+            if EXTREMES.contains(&name) && args.len() < 2 {
+                return Err(crate::error::refused_analysis(
+                    "WRONG_NUM_ARGS.WITHOUT_SUGGESTION",
+                    format!("{name}() needs at least 2 arguments"),
+                ));
+            }
             let Some(common) = common_of(&types) else { return Err(different(name, &types)) };
             args = args.into_iter().map(|arg| self.cast(arg, &common)).collect::<Result<_>>()?;
             return Ok(Expr::ScalarFunction(ScalarFunction { func, args }));
@@ -415,6 +446,17 @@ impl Analysis<'_> {
             .collect::<Result<_>>()?;
         Ok(Expr::HigherOrderFunction(HigherOrderFunction { func, args }))
     }
+}
+
+/// What is cast, without what told it apart.
+fn operand(mut expr: Box<Expr>) -> Box<Expr> {
+    if let Expr::ScalarFunction(call) = expr.as_mut()
+        && call.func.name() == CAST_OPERAND
+        && !call.args.is_empty()
+    {
+        *expr = call.args.swap_remove(0);
+    }
+    expr
 }
 
 /// A literal that is no zero.

@@ -4,6 +4,7 @@ pub(crate) mod analyse;
 pub(crate) mod check;
 pub(crate) mod inputs;
 pub(crate) mod join;
+pub(crate) mod lazy;
 pub(crate) mod limits;
 pub(crate) mod lineage;
 pub(crate) mod nodes;

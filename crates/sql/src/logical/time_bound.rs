@@ -75,11 +75,11 @@ fn collect(expr: &Expr, negative: bool, terms: &mut Vec<(bool, Term)>) -> Option
         }
         // Spark's arithmetic and casts are functions, because of their errors.
         Expr::ScalarFunction(ScalarFunction { func, args }) => match (func.name(), args.as_slice()) {
-            ("add", [left, right]) => {
+            ("add" | "time_add", [left, right]) => {
                 collect(left, negative, terms)?;
                 return collect(right, negative, terms);
             }
-            ("subtract", [left, right]) => {
+            ("subtract" | "time_subtract" | "time_between", [left, right]) => {
                 collect(left, negative, terms)?;
                 return collect(right, !negative, terms);
             }

@@ -243,7 +243,7 @@ async fn an_available_now_run_takes_what_is_there_in_several_batches_and_no_more
         place.write(&name.to_string(), "x", 60 - name);
     }
     let source = place.open(FilesSource { max_files_per_batch: Some(2), ..place.settings() });
-    let until = source.newest(None).await.unwrap().unwrap();
+    let until = source.newest(None, &ReadLimit::default()).await.unwrap().unwrap();
     place.write("6", "x", 10);
     let limit = ReadLimit { max_records: None, until: Some(until.clone()) };
     let (mut start, mut read) = (None, Vec::new());

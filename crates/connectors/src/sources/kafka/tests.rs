@@ -233,7 +233,7 @@ async fn limits_bound_a_batch() {
     assert_eq!(latest(&*source, None).await, Some(kafka.offset(&[(0, 30), (1, 10)])));
     let one = ReadLimit { max_records: Some(1), until: None };
     assert_eq!(source.latest(None, &one).await.unwrap(), Some(kafka.offset(&[(0, 1), (1, 0)])));
-    let until = source.newest(None).await.unwrap().unwrap();
+    let until = source.newest(None, &ReadLimit::default()).await.unwrap().unwrap();
     assert_eq!(until, kafka.offset(&[(0, 300), (1, 100)]));
     kafka.send(0, 300, 50);
     let near = kafka.offset(&[(0, 295), (1, 100)]);

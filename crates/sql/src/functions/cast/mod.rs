@@ -1,7 +1,7 @@
 //! Spark's CAST in ANSI mode: what does not fit is an error, or NULL in `try_cast`.
 
-mod numbers;
-mod read;
+pub(crate) mod numbers;
+pub(crate) mod read;
 pub(crate) mod show;
 pub(crate) mod time;
 
@@ -31,10 +31,7 @@ pub(crate) fn cast_to(expr: Expr, from: &DataType, to: &DataType, lenient: bool)
         return Ok(expr);
     }
     if !castable(from, to) {
-        return Err(mismatch(
-            "CAST_WITHOUT_SUGGESTION",
-            format!("{} cannot be cast to {}", sql_name(from), sql_name(to)),
-        ));
+        return Err(mismatch(refusal(from, to), format!("{} cannot be cast to {}", sql_name(from), sql_name(to))));
     }
     // DataFusion knows these well, also when it optimises.
     let widens = match (from, to) {
@@ -47,7 +44,25 @@ pub(crate) fn cast_to(expr: Expr, from: &DataType, to: &DataType, lenient: bool)
     if widens {
         return Ok(cast(expr, to.clone()));
     }
+    // A literal stays one, for functions that want constants; one that cannot be cast fails when a row asks for it.
+    if let Expr::Literal(value, metadata) = &expr
+        && !from.is_nested()
+        && let Ok(cast) = value.to_array().and_then(|array| cast_array(&array, to, lenient))
+    {
+        return Ok(Expr::Literal(ScalarValue::try_from_array(&cast, 0)?, metadata.clone()));
+    }
     Ok(SparkCast::call(expr, to.clone(), lenient))
+}
+
+/// Spark's name of the refusal: it knows functions, or a setting, for some of the casts that it does not do.
+fn refusal(from: &DataType, to: &DataType) -> &'static str {
+    use DataType::{Binary, Boolean, Date32, Timestamp};
+    match (from, to) {
+        (from, Date32) | (Date32, from) if is_number(from) => "CAST_WITH_FUNC_SUGGESTION",
+        (Date32 | Timestamp(..), Boolean) | (Boolean, Timestamp(..)) => "CAST_WITH_CONF_SUGGESTION",
+        (from, Binary) if is_integral(from) => "CAST_WITH_CONF_SUGGESTION",
+        _ => "CAST_WITHOUT_SUGGESTION",
+    }
 }
 
 /// Whether Spark casts from one type to the other in ANSI mode.
@@ -88,7 +103,6 @@ fn castable(from: &DataType, to: &DataType) -> bool {
         (from, to) if is_number(from) && is_number(to) => true,
         (from, Boolean) | (Boolean, from) if is_number(from) => true,
         (from, Timestamp(_, Some(_))) | (Timestamp(_, Some(_)), from) if is_number(from) => true,
-        (Boolean, Timestamp(_, Some(_))) => true,
         (Date32 | Timestamp(..), Date32 | Timestamp(..)) => true,
         (Interval(_) | Duration(_), Interval(_) | Duration(_)) => true,
         _ => false,
@@ -192,10 +206,6 @@ pub(crate) fn cast_array(array: &ArrayRef, to: &DataType, lenient: bool) -> Resu
         (from, Timestamp(_, Some(_))) if is_number(from) => time::from_number(array, to, lenient),
         (Timestamp(_, Some(_)), to) if is_number(to) => time::to_number(array, to, lenient),
         (Date32 | Timestamp(..), Date32 | Timestamp(..)) => time::convert(array, to),
-        (Boolean, Timestamp(..)) => {
-            let bits = compute::cast(array, &DataType::Int64)?;
-            time::from_number(&bits, to, lenient)
-        }
         _ => Ok(compute::cast(array, to)?),
     }
 }

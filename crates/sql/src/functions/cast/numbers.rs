@@ -156,9 +156,15 @@ pub(super) fn to_decimals(array: &ArrayRef, to: &DataType, lenient: bool) -> Res
             Box::new(move |row| fit(rescale(i256::from_i128(values.value(row).into()), 0, scale)?, *precision))
         }
     };
+    // What is no number, or is infinite, is NULL: not an error, not even here.
+    let finite = |row: usize| match from {
+        DataType::Float32 => array.as_primitive::<Float32Type>().value(row).is_finite(),
+        DataType::Float64 => array.as_primitive::<Float64Type>().value(row).is_finite(),
+        _ => true,
+    };
     let values: Result<PrimitiveArray<Decimal128Type>> = (0..rows)
         .map(|row| {
-            if array.is_null(row) {
+            if array.is_null(row) || !finite(row) {
                 return Ok(None);
             }
             match value_of(row) {

@@ -16,6 +16,7 @@ use datafusion::common::Result;
 
 use super::numbers::exact;
 use super::{malformed, time, too_many_digits};
+use crate::error::failed;
 
 /// Reads texts as values of a type.
 pub(super) fn read(texts: &StringArray, to: &DataType, lenient: bool) -> Result<ArrayRef> {
@@ -49,7 +50,16 @@ pub(super) fn read(texts: &StringArray, to: &DataType, lenient: bool) -> Result<
                     match exact(trimmed(text), *precision, scale) {
                         Some(value) => Ok(Some(value)),
                         None if lenient => Ok(None),
-                        // It is a number, but does not fit.
+                        // It is a number, but does not fit into any DECIMAL, or not into this one.
+                        None if trimmed(text)
+                            .parse::<f64>()
+                            .is_ok_and(|value| value.is_finite() && value.abs() >= 1e38) =>
+                        {
+                            Err(failed(
+                                "NUMERIC_OUT_OF_SUPPORTED_RANGE",
+                                format!("the number {text} has more than 38 digits: use try_cast() to get NULL"),
+                            ))
+                        }
                         None if trimmed(text).parse::<f64>().is_ok_and(f64::is_finite) => {
                             Err(too_many_digits(text, to))
                         }
@@ -249,8 +259,38 @@ pub(crate) fn parse_zone(text: &str) -> Option<Tz> {
         };
         return (hours <= 18 && minutes < 60).then(|| format!("{sign}{hours:02}:{minutes:02}").parse().ok())?;
     }
-    text.parse().ok()
+    let named = SHORT_ZONES.iter().find(|(short, _)| *short == text).map_or(text, |(_, zone)| *zone);
+    named.parse().ok()
 }
+
+/// Java's short names of zones, other than those that are zones by themselves.
+const SHORT_ZONES: &[(&str, &str)] = &[
+    ("ACT", "Australia/Darwin"),
+    ("AET", "Australia/Sydney"),
+    ("AGT", "America/Argentina/Buenos_Aires"),
+    ("ART", "Africa/Cairo"),
+    ("AST", "America/Anchorage"),
+    ("BET", "America/Sao_Paulo"),
+    ("BST", "Asia/Dhaka"),
+    ("CAT", "Africa/Harare"),
+    ("CNT", "America/St_Johns"),
+    ("CST", "America/Chicago"),
+    ("CTT", "Asia/Shanghai"),
+    ("EAT", "Africa/Addis_Ababa"),
+    ("ECT", "Europe/Paris"),
+    ("IET", "America/Indiana/Indianapolis"),
+    ("IST", "Asia/Kolkata"),
+    ("JST", "Asia/Tokyo"),
+    ("MIT", "Pacific/Apia"),
+    ("NET", "Asia/Yerevan"),
+    ("NST", "Pacific/Auckland"),
+    ("PLT", "Asia/Karachi"),
+    ("PNT", "America/Phoenix"),
+    ("PRT", "America/Puerto_Rico"),
+    ("PST", "America/Los_Angeles"),
+    ("SST", "Pacific/Guadalcanal"),
+    ("VST", "Asia/Ho_Chi_Minh"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,8 @@ use datafusion::arrow::array::timezone::Tz;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, StringArray};
 use datafusion::arrow::compute;
 use datafusion::arrow::datatypes::{
-    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, TimeUnit, TimestampMicrosecondType,
+    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, IntervalMonthDayNano, IntervalMonthDayNanoType,
+    IntervalUnit, IntervalYearMonthType, TimeUnit, TimestampMicrosecondType,
 };
 use datafusion::common::Result;
 
@@ -43,6 +44,16 @@ pub(crate) fn text(array: &ArrayRef) -> Result<StringArray> {
         DataType::Date32 => {
             let values = array.as_primitive::<Date32Type>();
             texts(array.len(), nulls, |row, text| time::show_date(values.value(row), text))
+        }
+        DataType::Interval(IntervalUnit::MonthDayNano) => {
+            let values = array.as_primitive::<IntervalMonthDayNanoType>();
+            texts(array.len(), nulls, |row, text| super::super::intervals::show(values.value(row), text))
+        }
+        DataType::Interval(IntervalUnit::YearMonth) => {
+            let values = array.as_primitive::<IntervalYearMonthType>();
+            texts(array.len(), nulls, |row, text| {
+                super::super::intervals::show(IntervalMonthDayNano::new(values.value(row), 0, 0), text);
+            })
         }
         DataType::Binary => {
             let values = array.as_binary::<i32>();

@@ -12,6 +12,7 @@ use datafusion::arrow::datatypes::{
 };
 use datafusion::common::{Result, exec_err};
 
+use super::super::types::is_float;
 use super::{cast_array, too_large};
 
 /// Microseconds of a second.
@@ -188,10 +189,8 @@ pub(super) fn from_number(array: &ArrayRef, to: &DataType, lenient: bool) -> Res
                 .as_primitive::<Float64Type>()
                 .iter()
                 .map(|value| {
-                    value.map(|value| {
-                        let micros = value * SECOND as f64;
-                        (micros.abs() < 9.2e18).then_some(micros as i64)
-                    })
+                    // Beyond the first and the last moment is the first or the last one.
+                    value.map(|value| value.is_finite().then_some((value * SECOND as f64) as i64))
                 })
                 .collect()
         }
@@ -200,7 +199,7 @@ pub(super) fn from_number(array: &ArrayRef, to: &DataType, lenient: bool) -> Res
             seconds
                 .as_primitive::<Int64Type>()
                 .iter()
-                .map(|value| value.map(|value| value.checked_mul(SECOND)))
+                .map(|value| value.map(|value| Some(value.saturating_mul(SECOND))))
                 .collect()
         }
     };
@@ -210,6 +209,7 @@ pub(super) fn from_number(array: &ArrayRef, to: &DataType, lenient: bool) -> Res
             None => Ok(None),
             Some(Some(value)) => Ok(Some(value)),
             Some(None) if lenient => Ok(None),
+            Some(None) if is_float(&from) => Err(super::malformed("NaN or Infinity", to)),
             Some(None) => Err(too_large("number of seconds", &from, to)),
         })
         .collect();

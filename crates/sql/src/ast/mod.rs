@@ -44,9 +44,9 @@ type Flow = ControlFlow<DataFusionError>;
 pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Result<(), DataFusionError> {
     let mut names = Names::of_sources(sources);
     finish(query.visit(&mut Declarations { names: &mut names }))?;
+    finish(query.visit(&mut StructStars { names: &names }))?;
     finish(query.visit(&mut Spelling { names: &names }))?;
     finish(query.visit(&mut WindowReferences { names: &names }))?;
-    finish(query.visit(&mut StructStars { names: &names }))?;
     finish(query.visit(&mut ColumnNames { names: &names }))?;
     finish(query.visit(&mut LateralAliases { names: &names }))?;
     finish(query.visit(&mut Generators { names: &names }))?;

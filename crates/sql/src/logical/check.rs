@@ -98,7 +98,7 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                     ));
                 }
             }
-            LogicalPlan::Sort(sort) if mode != OutputMode::Complete || !aggregates_stream(&sort.input)? => {
+            LogicalPlan::Sort(sort) if mode != OutputMode::Complete || !groups_stream(&sort.input)? => {
                 return Err(refused(
                     NOT_STREAMING,
                     "ORDER BY is only supported on streams in complete mode above an aggregate: leave it out",
@@ -240,6 +240,11 @@ fn is_aggregate(plan: &LogicalPlan) -> bool {
 /// Whether a plan aggregates a stream.
 pub(crate) fn aggregates_stream(plan: &LogicalPlan) -> Result<bool> {
     plan.exists(|node| Ok(is_aggregate(node) && reads_stream(node)?))
+}
+
+/// Whether a plan has an aggregate over a stream. DISTINCT is one for the output modes, but not for ORDER BY.
+fn groups_stream(plan: &LogicalPlan) -> Result<bool> {
+    plan.exists(|node| Ok(matches!(node, LogicalPlan::Aggregate(_)) && reads_stream(node)?))
 }
 
 /// What is refused of joins of streams as they are written, when the watermarks are there: Spark looks at them before it optimises the plan.

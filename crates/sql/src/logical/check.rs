@@ -1,7 +1,8 @@
 //! Which queries are refused, and with which words: Spark's rules for streams, and what is not built yet.
 
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{JoinType, Result};
+use datafusion::common::{JoinType, NullEquality, Result};
 use datafusion::logical_expr::expr::{Exists, InSubquery};
 use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan};
 use perennial_core::error::{Error, Result as CoreResult, class};
@@ -119,6 +120,7 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                 deterministic(join)?;
                 static_join(join)?;
             }
+            LogicalPlan::Distinct(Distinct::All(rows)) => without_maps(rows)?,
             LogicalPlan::Distinct(Distinct::On(_)) => {
                 return Err(unsupported("DISTINCT ON is not supported on streams: group by the columns instead"));
             }
@@ -192,6 +194,26 @@ fn functions(aggregate: &Aggregate) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Rows that are made distinct must not have maps, whose entries have no order to compare them by.
+fn without_maps(rows: &LogicalPlan) -> Result<()> {
+    match rows.schema().fields().iter().find(|field| has_map(field.data_type())) {
+        None => Ok(()),
+        Some(field) => Err(refused_analysis(
+            "UNSUPPORTED_FEATURE.SET_OPERATION_ON_MAP_TYPE",
+            format!("the column `{}` is or has a MAP, which DISTINCT cannot compare: use map_entries()", field.name()),
+        )),
+    }
+}
+
+fn has_map(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Map(..) => true,
+        DataType::Struct(fields) => fields.iter().any(|field| has_map(field.data_type())),
+        DataType::List(field) | DataType::LargeList(field) => has_map(field.data_type()),
+        _ => false,
+    }
 }
 
 /// The condition of a join is evaluated for pairs of rows, at a time and as often as it suits: it must not be different each time.
@@ -287,6 +309,16 @@ pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     Ok(())
 }
 
+/// Whether a plan is an EXCEPT, which is the distinct rows of an anti join.
+fn is_except(plan: &LogicalPlan) -> Result<bool> {
+    let LogicalPlan::Aggregate(Aggregate { input, aggr_expr, .. }) = plan else { return Ok(false) };
+    let anti = |node: &LogicalPlan| {
+        Ok(matches!(node, LogicalPlan::Join(Join { join_type: JoinType::LeftAnti, null_equality, .. })
+            if *null_equality == NullEquality::NullEqualsNull))
+    };
+    Ok(aggr_expr.is_empty() && input.exists(anti)?)
+}
+
 fn stateful_aggregate(aggregate: &StatefulAggregate, mode: OutputMode) -> Result<()> {
     const CONDITION: &str = "STREAMING_OUTPUT_MODE.UNSUPPORTED_OPERATION";
     if aggregate.sessions {
@@ -310,8 +342,13 @@ fn stateful_aggregate(aggregate: &StatefulAggregate, mode: OutputMode) -> Result
         }
     }
     if mode == OutputMode::Append && aggregate.event.is_none() {
+        // That EXCEPT is an aggregate, Spark only notices when it plans the first batch.
+        let condition = match is_except(&aggregate.input)? {
+            true => "UNSUPPORTED_STREAMING_OPERATOR_WITHOUT_WATERMARK",
+            false => CONDITION,
+        };
         return Err(refused(
-            CONDITION,
+            condition,
             "append mode needs to know when a group is complete: group by window(…) of a column with a watermark \
              (or by that column), or use update or complete mode",
         ));

@@ -16,6 +16,8 @@ mod compare;
 mod job;
 mod outside;
 mod run;
+#[cfg(test)]
+mod spark_checkpoints;
 mod values;
 
 use case::Case;

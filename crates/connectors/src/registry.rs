@@ -91,6 +91,7 @@ registry! {
         #[cfg(feature = "kafka")]
         "kafka" = Kafka(crate::sources::kafka::KafkaSource);
         "files" = Files(crate::sources::files::FilesSource);
+        "rate" = Rate(crate::sources::rate::RateSource);
         "simulate" = Simulate(crate::simulate::SimulateSource);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
 
 use crate::control::Controls;
 use crate::dead_letter::DeadLetters;
@@ -104,6 +105,14 @@ impl QuerySpec {
     }
 }
 
+/// Takes over checkpoints that another engine wrote.
+#[async_trait]
+pub trait Adopt: Send + Sync {
+    /// Looks at the checkpoint of a query before the query opens it. Where another engine wrote it last, it becomes one that the query can go
+    /// on from; a fresh one, and one of ours, stays as it is.
+    async fn adopt(&self, job: &JobSpec, query: &QuerySpec) -> Result<()>;
+}
+
 /// A job.
 #[derive(Clone)]
 pub struct JobSpec {
@@ -135,6 +144,8 @@ pub struct JobSpec {
     pub pace: Option<PaceSettings>,
     /// What people tell it to do while it runs.
     pub controls: Arc<Controls>,
+    /// What takes over checkpoints of another engine, if anything does.
+    pub adopt: Option<Arc<dyn Adopt>>,
     /// Who is told what happens.
     pub observer: Arc<dyn Observer>,
 }

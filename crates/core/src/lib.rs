@@ -17,6 +17,7 @@ pub mod guarantee;
 pub mod intake;
 pub mod isolate;
 pub mod job;
+pub mod layout;
 pub mod memory;
 pub mod offset;
 pub mod on_error;

@@ -8,6 +8,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 
 use crate::error::Result;
+use crate::layout::OperatorLayout;
 use crate::sink::{BatchId, RowStream};
 use crate::state::{StatePartition, StateSpec};
 
@@ -97,6 +98,12 @@ pub trait QueryPlan: Send + Sync {
     /// What it keeps: one entry per state, numbered in this order. A stateful operator with several inputs has several. Empty for a
     /// stateless query.
     fn state(&self) -> &[StateSpec];
+
+    /// What the states mean, operator by operator from the sink towards the sources: for moving them from and to other engines. Empty where
+    /// the engine does not say.
+    fn layout(&self) -> Vec<OperatorLayout> {
+        Vec::new()
+    }
 
     /// Whether the same input gives the same rows: no `rand()`, no `uuid()`, no order-sensitive aggregate on unordered input.
     fn deterministic(&self) -> bool;

@@ -146,6 +146,9 @@ impl Query {
     /// `CheckpointMismatch` when the checkpoint is another query's, `CheckpointCorrupt` when it cannot be continued exactly,
     /// `GuaranteeNotMet`, and what sources, sink and storage give.
     pub async fn open(job: &JobSpec, spec: &QuerySpec) -> Result<Self> {
+        if let Some(adopt) = &job.adopt {
+            adopt.adopt(job, spec).await?;
+        }
         let log = CheckpointLog::open(job.env.clone(), &spec.name).await?;
         match Self::recover(job, spec, log.clone()).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => Err(log.advise(error).await),
@@ -182,7 +185,7 @@ impl Query {
                 watermarks.follow_partitions(number, per_partition.idle_after_ms);
             }
         }
-        let plan_digest = format!("{:08x}", crc32c::crc32c(spec.plan.fingerprint().as_bytes()));
+        let plan_digest = plan_digest(spec.plan.as_ref());
         // The newest batch of which everything is sound, its state included.
         let (recovery, base, state, restored) = loop {
             let recovery = recover(&found)?;
@@ -201,6 +204,17 @@ impl Query {
                 belongs(spec, offsets, &plan_digest)?;
             }
             let version = base.as_ref().and_then(|(_, _, commit)| commit.perennial.as_ref()?.state.as_ref());
+            if let Some((batch, _, commit)) = &base
+                && commit.perennial.is_none()
+                && !spec.plan.state().is_empty()
+            {
+                return Err(Error::new(
+                    class::SPARK_CHECKPOINT,
+                    format!(
+                        "commits/{batch} says nothing of the state after the batch, so another engine wrote it, and its state was not taken over: see `perennial checkpoint import`"
+                    ),
+                ));
+            }
             let plan = spec.plan.clone();
             let partition_of = move |state: usize, keys: &[arrow::array::ArrayRef], partitions: usize| {
                 plan.partition_of(state, keys, partitions)
@@ -868,6 +882,11 @@ impl Stopwatch {
 }
 
 /// The identity of the query: from the checkpoint, where it must be the same query's, or new.
+/// A digest of a plan as far as the state depends on it.
+pub fn plan_digest(plan: &dyn crate::plan::QueryPlan) -> String {
+    format!("{:08x}", crc32c::crc32c(plan.fingerprint().as_bytes()))
+}
+
 async fn identity(job: &JobSpec, spec: &QuerySpec, log: &CheckpointLog) -> Result<String> {
     let owner = (job.name.clone(), spec.name.clone());
     match log.read_metadata().await? {

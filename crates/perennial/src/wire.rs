@@ -23,6 +23,7 @@ use perennial_core::source::{Source, SourceContext};
 use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::table::{OpenTable, TableSpec};
 use perennial_core::watermark::PerPartition;
+use perennial_spark_checkpoint::Adopter;
 use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 use crate::job::{Job, JobQuery, JobSource, JobTable};
@@ -173,6 +174,14 @@ fn source_spec(planner: &Planner, name: &str, source: &JobSource) -> Result<Sour
 }
 
 impl Job {
+    /// Its queries, planned. Nothing outside is touched.
+    ///
+    /// # Errors
+    /// Where a setting or the SQL is wrong.
+    pub async fn queries(&self) -> Result<Vec<QuerySpec>> {
+        Ok(Planned::new(self).await.map_err(|fault| fault.error.at(fault.path))?.queries)
+    }
+
     /// The job, planned and wired, in a world of one's own: for tests and simulations, which run its batches themselves with
     /// [`Query`](perennial_core::query::Query). The storage of `env` is the checkpoint.
     ///
@@ -212,6 +221,7 @@ fn spec(
         controls: Arc::default(),
         batches_to_retain: job.batches_to_retain,
         state,
+        adopt: Some(Arc::new(Adopter)),
         observer,
         env,
     }

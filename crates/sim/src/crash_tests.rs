@@ -100,6 +100,7 @@ impl World {
             memory: Default::default(),
             pace: None,
             controls: Default::default(),
+            adopt: None,
             observer: self.seen.clone(),
         }
     }

@@ -422,6 +422,7 @@ fn stateful_aggregate(
         state_schema: partial.schema(),
         result_schema: last.schema(),
         event: node.event,
+        windows: node.windows.clone(),
         mode: node.mode,
     };
     Ok(Arc::new(StatefulAggregateExec::new(Arc::new(partial), Arc::new(aggregation), partitions)))

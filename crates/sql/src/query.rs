@@ -20,6 +20,7 @@ use futures::StreamExt;
 use futures::stream;
 use perennial_core::Result;
 use perennial_core::error::Error;
+use perennial_core::layout::OperatorLayout;
 use perennial_core::plan::{BatchInfo, BatchState, Execution, OperatorProgress, PlanInput, QueryPlan};
 use perennial_core::sink::RowStream;
 use perennial_core::state::StateSpec;
@@ -59,6 +60,7 @@ pub(crate) struct StreamQuery {
     operators: Vec<&'static str>,
     wants_no_data_batch: bool,
     state: Vec<StateSpec>,
+    layout: Vec<OperatorLayout>,
     /// Per state how many of its keys tell the partition.
     spread_keys: Vec<usize>,
     parallelism: usize,
@@ -96,6 +98,7 @@ impl StreamQuery {
             explain: explain(logical, &inputs, &state),
             deterministic: deterministic(logical)?,
             operators: operators.iter().map(|operator| operator.name()).collect(),
+            layout: operators.iter().map(|operator| operator.layout()).collect(),
             wants_no_data_batch: operators.iter().any(|operator| operator.wants_no_data_batch()),
             expands: logical.exists(|node| Ok(matches!(node, LogicalPlan::Unnest(_) | LogicalPlan::Join(_))))?,
             schema: Arc::new(schema),
@@ -139,6 +142,10 @@ impl QueryPlan for StreamQuery {
 
     fn state(&self) -> &[StateSpec] {
         &self.state
+    }
+
+    fn layout(&self) -> Vec<OperatorLayout> {
+        self.layout.clone()
     }
 
     fn deterministic(&self) -> bool {

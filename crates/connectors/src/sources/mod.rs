@@ -3,6 +3,7 @@
 pub mod files;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod rate;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,4 +1,5 @@
-//! The text formats of the logs (Spark's, version 1), with a checksum in the field that is ours.
+//! The text formats of the logs (Spark's, version 1), with a checksum in the field that is ours. What Spark wrote in its version 2 is
+//! read, too.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -158,14 +159,14 @@ impl OffsetEntry {
 
     /// Reads what [`OffsetEntry::encode`] or Spark wrote.
     pub fn decode(text: &str) -> Result<Self> {
-        let (metadata, rest) = body(text)?;
+        let (version, metadata, rest) = body(text)?;
         verify(text, &metadata["perennial"])?;
         let ours = &metadata["perennial"];
-        Ok(Self {
+        let mut entry = Self {
             watermark_ms: integer(&metadata, "batchWatermarkMs")?,
             timestamp_ms: integer(&metadata, "batchTimestampMs")?,
             conf: metadata["conf"].as_object().cloned().unwrap_or_default(),
-            offsets: rest.map(|line| (line != "-").then(|| Offset::from_json(line))).collect(),
+            offsets: Vec::new(),
             epoch: ours["epoch"].as_u64().unwrap_or_default(),
             sources: match ours["sources"].as_array() {
                 Some(names) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
@@ -173,7 +174,18 @@ impl OffsetEntry {
             },
             plan: ours["plan"].as_str().unwrap_or_default().to_owned(),
             replays: ours["replays"].as_u64().unwrap_or_default(),
-        })
+        };
+        let offset = |text: &str| (text != "-").then(|| Offset::from_json(text));
+        match version {
+            1 => entry.offsets = rest.map(offset).collect(),
+            _ => (entry.sources, entry.offsets) = named_offsets(rest.map(|line| line.split_once(':')), offset)?,
+        }
+        Ok(entry)
+    }
+
+    /// Whether Perennial wrote it.
+    pub fn is_ours(&self) -> bool {
+        self.epoch > 0
     }
 }
 
@@ -193,7 +205,7 @@ impl CommitEntry {
 
     /// Reads what [`CommitEntry::encode`] or Spark wrote.
     pub fn decode(text: &str) -> Result<Self> {
-        let (metadata, _) = body(text)?;
+        let (_, metadata, _) = body(text)?;
         verify(text, &metadata["perennial"])?;
         let perennial = match &metadata["perennial"] {
             Value::Null => None,
@@ -209,18 +221,43 @@ fn corrupt(what: impl Into<String>) -> Error {
     Error::new(class::CHECKPOINT_CORRUPT, what)
 }
 
-fn body(text: &str) -> Result<(Value, std::str::Lines<'_>)> {
+/// The offsets of Spark's version 2, whose lines begin with the name of the source. Sources without a name have their number, which says
+/// where they stand; those with one stand in the order of the file, which says nothing.
+fn named_offsets<'a>(
+    lines: impl Iterator<Item = Option<(&'a str, &'a str)>>,
+    offset: impl Fn(&str) -> Option<Offset>,
+) -> Result<(Vec<String>, Vec<Option<Offset>>)> {
+    let mut lines: Vec<(&str, &str)> =
+        lines.collect::<Option<_>>().ok_or_else(|| corrupt("a line has no name of a source"))?;
+    let numbers: Option<Vec<usize>> = lines.iter().map(|(name, _)| name.parse().ok()).collect();
+    let is_numbered = numbers.is_some();
+    if let Some(mut numbers) = numbers {
+        lines.sort_by_key(|(name, _)| name.parse().unwrap_or(usize::MAX));
+        numbers.sort_unstable();
+        if numbers.iter().enumerate().any(|(at, number)| at != *number) {
+            return Err(corrupt(format!("its sources have the numbers {numbers:?}")));
+        }
+    }
+    let names = if is_numbered { Vec::new() } else { lines.iter().map(|(name, _)| (*name).to_owned()).collect() };
+    Ok((names, lines.into_iter().map(|(_, text)| offset(text)).collect()))
+}
+
+fn body(text: &str) -> Result<(u64, Value, std::str::Lines<'_>)> {
     let mut lines = text.lines();
-    match lines.next() {
-        Some("v1") => {}
+    let version = match lines.next() {
+        Some("v1") => 1,
+        Some("v2") => 2,
         Some(other) if other.starts_with('v') => {
-            return Err(Error::new(class::CHECKPOINT_NEWER, format!("its format is {other}; this version reads v1")));
+            return Err(Error::new(
+                class::CHECKPOINT_NEWER,
+                format!("its format is {other}; this version reads v1 and v2"),
+            ));
         }
         _ => return Err(corrupt("it is empty or torn: the first line is not a version")),
-    }
+    };
     let json = lines.next().ok_or_else(|| corrupt("it is torn: the second line is missing"))?;
     let value = serde_json::from_str(json).map_err(|e| corrupt(format!("its second line is not JSON: {e}")))?;
-    Ok((value, lines))
+    Ok((version, value, lines))
 }
 
 fn integer(value: &Value, key: &str) -> Result<i64> {

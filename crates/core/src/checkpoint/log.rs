@@ -185,6 +185,29 @@ impl CheckpointLog {
         [self.root.clone().join("metadata"), self.root.clone().join("_perennial").join("metadata")]
     }
 
+    /// Writes the entry of a batch that goes on from what another engine wrote: in place of the other's entry, where there is one. That one is
+    /// kept in `_perennial/aside`.
+    pub async fn adopt_offsets(&self, batch: BatchId, entry: &OffsetEntry) -> Result<()> {
+        self.adopt("offsets", batch, entry.encode()).await
+    }
+
+    /// The same for a commit: with it the batch is ours.
+    pub async fn adopt_commit(&self, batch: BatchId, entry: &CommitEntry) -> Result<()> {
+        self.adopt("commits", batch, entry.encode()?).await
+    }
+
+    async fn adopt(&self, log: &str, batch: BatchId, text: String) -> Result<()> {
+        self.check_fence().await?;
+        let path = self.path(log, batch);
+        if let Some(before) = self.read(&path).await? {
+            self.env.storage.put(&self.aside(&path), before.into()).await?;
+            // Hadoop's checksum of what was there before.
+            self.remove(&self.root.clone().join(log).join(format!(".{batch}.crc"))).await?;
+        }
+        self.env.storage.put(&path, text.into()).await?;
+        Ok(())
+    }
+
     /// Takes commits out of the log, newest first, so that their batches run again. What they were is kept in `_perennial/aside`.
     pub async fn set_commits_aside(&self, batches: impl DoubleEndedIterator<Item = BatchId>) -> Result<()> {
         self.check_fence().await?;
@@ -201,10 +224,14 @@ impl CheckpointLog {
             Err(object_store::Error::NotFound { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let place = self.root.clone().join("_perennial").join("aside").join(self.epoch.to_string());
-        let name = path.prefix_match(&self.root).into_iter().flatten().fold(place, |place, part| place.join(part));
-        self.env.storage.put(&name, content.into()).await?;
+        self.env.storage.put(&self.aside(path), content.into()).await?;
         self.remove(path).await
+    }
+
+    /// Where a file is kept that is no longer in its place.
+    fn aside(&self, path: &Path) -> Path {
+        let place = self.root.clone().join("_perennial").join("aside").join(self.epoch.to_string());
+        path.prefix_match(&self.root).into_iter().flatten().fold(place, |place, part| place.join(part))
     }
 
     /// Adds to an error of a damaged checkpoint what is known to be good, and how to go on from there.

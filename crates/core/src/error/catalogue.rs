@@ -75,6 +75,7 @@ catalogue! {
     CHECKPOINT_MISMATCH = "CheckpointMismatch", Config, "the checkpoint belongs to another job or to another form of the query", "Use another checkpoint directory, or restore the query";
     CHECKPOINT_CORRUPT = "CheckpointCorrupt", Corrupt, "a file of the checkpoint is damaged or missing", "Do not delete the checkpoint - Look at the named file";
     CHECKPOINT_NEWER = "CheckpointNewer", Config, "the checkpoint was written by a newer version", "Run that version or a newer one";
+    SPARK_CHECKPOINT = "SparkCheckpoint", Config, "a checkpoint cannot be taken over from Spark, or given to it", "Look up in docs/spark-checkpoints.md what can be taken over";
     FENCED = "Fenced", Fenced, "another process took over the checkpoint", "Look for a second process with this checkpoint";
     GUARANTEE_NOT_MET = "GuaranteeNotMet", Config, "the parts of the query give less than the demanded guarantee", "Change the weakest part, or demand less";
     MEMORY_LIMIT = "MemoryLimit", Config, "state and batch need more memory than the limit", "Raise the limit, or make windows and keys fewer";

@@ -3,8 +3,10 @@
 mod backup;
 mod copy;
 mod diff;
+mod export;
 mod fork;
 mod gc;
+mod import;
 mod ls;
 pub mod output;
 mod place;
@@ -53,6 +55,8 @@ enum Action {
     Restore(restore::Restore),
     Diff(diff::Diff),
     Gc(gc::Gc),
+    Import(import::Import),
+    Export(export::Export),
 }
 
 impl Checkpoint {
@@ -70,6 +74,8 @@ impl Checkpoint {
                 Action::Restore(command) => command.execute().await,
                 Action::Diff(command) => command.execute().await,
                 Action::Gc(command) => command.execute().await,
+                Action::Import(command) => command.execute().await,
+                Action::Export(command) => command.execute().await,
             }
         })
     }

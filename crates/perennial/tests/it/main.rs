@@ -14,5 +14,6 @@ mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
 mod refused_rows;
+mod spark;
 mod support;
 mod tables;

@@ -4,14 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::{StreamExt, TryStreamExt, stream};
+use perennial_core::layout::{AggregateLayout, Content, KeyLayout, OperatorLayout};
 use perennial_core::plan::OperatorProgress;
 use perennial_core::sink::OutputMode;
 use perennial_core::state::StateSpec;
@@ -45,6 +48,14 @@ impl StatefulAggregateExec {
 }
 
 impl StatefulAggregateExec {
+    /// The types of the arguments of an aggregate.
+    fn arguments_of(&self, function: &AggregateFunctionExpr) -> Vec<DataType> {
+        let Some(partial) = self.partial.downcast_ref::<AggregateExec>() else { return Vec::new() };
+        let schema = partial.input_schema();
+        let types = function.expressions().into_iter().map(|argument| argument.data_type(&schema));
+        types.collect::<Result<_>>().unwrap_or_default()
+    }
+
     /// How many keys there are without a session's start and end: all sessions of a group are in one partition.
     fn group_keys(&self) -> usize {
         self.aggregation.keys - if self.aggregation.sessions { 2 } else { 0 }
@@ -79,6 +90,37 @@ impl Stateful for StatefulAggregateExec {
             expiry: self.aggregation.event.map(|event| event.key),
         };
         std::iter::once(main).chain(groups).collect()
+    }
+
+    fn layout(&self) -> OperatorLayout {
+        let Aggregation { state, sessions, .. } = *self.aggregation;
+        let name = Stateful::name(self).to_owned();
+        // Columns that cannot be told apart are nobody else's.
+        let Ok(ranges) = self.aggregation.state_ranges() else {
+            return OperatorLayout { name, state, content: Content::Own };
+        };
+        let aggregates = ranges
+            .into_iter()
+            .map(|(function, columns)| AggregateLayout {
+                function: function.fun().name().to_owned(),
+                call: function.name().to_owned(),
+                arguments: self.arguments_of(function),
+                plain: !function.is_distinct() && function.order_bys().is_empty(),
+                columns,
+            })
+            .collect();
+        let keys = (0..self.group_keys())
+            .map(|key| {
+                let window = self.aggregation.windows.get(key).copied().flatten();
+                let name = self.aggregation.state_schema.field(key).name();
+                KeyLayout { name: if window.is_some() { "window".to_owned() } else { name.clone() }, window }
+            })
+            .collect();
+        let content = match sessions {
+            true => Content::Sessions { keys, aggregates },
+            false => Content::Aggregation { keys, aggregates },
+        };
+        OperatorLayout { name, state, content }
     }
 
     fn spread_keys(&self, _: &StateSpec) -> usize {

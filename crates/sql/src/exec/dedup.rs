@@ -16,6 +16,7 @@ use datafusion::physical_plan::aggregates::order::GroupOrdering;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::stream;
+use perennial_core::layout::{Content, OperatorLayout};
 use perennial_core::plan::{BatchInfo, OperatorProgress};
 use perennial_core::state::{StatePartition, StateSpec};
 
@@ -81,6 +82,11 @@ impl Stateful for DeduplicateExec {
             keys: self.deduplication.keys.len(),
             expiry: self.deduplication.expiry(),
         }]
+    }
+
+    fn layout(&self) -> OperatorLayout {
+        let state = self.deduplication.place.state;
+        OperatorLayout { name: Stateful::name(self).to_owned(), state, content: Content::Deduplication }
     }
 
     fn describe(&self) -> Vec<String> {

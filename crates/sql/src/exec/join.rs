@@ -21,6 +21,7 @@ use datafusion::physical_plan::{
     ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions,
 };
 use futures::{TryStreamExt, stream};
+use perennial_core::layout::{Content, OperatorLayout};
 use perennial_core::plan::{BatchInfo, OperatorProgress};
 use perennial_core::state::StateSpec;
 
@@ -465,6 +466,15 @@ impl Stateful for SymmetricJoinExec {
     fn spread_keys(&self, state: &StateSpec) -> usize {
         // The rows of a key stay together, whatever their slots.
         state.keys - 1
+    }
+
+    fn layout(&self) -> OperatorLayout {
+        let [left, right] = &self.join.sides;
+        let content = Content::Join(Box::new([
+            left.layout.describe(self.join.join_type == JoinType::LeftSemi),
+            right.layout.describe(false),
+        ]));
+        OperatorLayout { name: Stateful::name(self).to_owned(), state: self.join.state, content }
     }
 
     fn describe(&self) -> Vec<String> {

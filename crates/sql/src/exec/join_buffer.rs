@@ -14,6 +14,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
+use perennial_core::layout::SideLayout;
 use perennial_core::state::{StatePartition, StateSpec};
 
 use crate::error::external;
@@ -109,6 +110,21 @@ impl Layout {
             schema: self.state.clone(),
             keys: self.keys.len() + 1,
             expiry: self.expires_at,
+        }
+    }
+
+    /// What the columns of the state mean.
+    pub(crate) fn describe(&self, once: bool) -> SideLayout {
+        let name = |column: usize| self.rows.field(column).name().clone();
+        SideLayout {
+            keys: self.keys.len(),
+            slot: self.slot(),
+            rows: self.count(),
+            once,
+            matched: self.matched,
+            expires_at: self.expires_at.filter(|at| !self.columns.contains(at)),
+            expiry: self.expiry.map(|column| self.columns[column]),
+            columns: self.columns.iter().enumerate().map(|(column, at)| (name(column), *at)).collect(),
         }
     }
 

@@ -12,6 +12,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, ReplaceChildrenOptions};
 use futures::{TryStreamExt, stream};
+use perennial_core::layout::{Content, OperatorLayout};
 use perennial_core::plan::OperatorProgress;
 use perennial_core::state::{StatePartition, StateSpec};
 
@@ -61,6 +62,10 @@ impl Stateful for StatefulLimitExec {
             keys: 0,
             expiry: None,
         }]
+    }
+
+    fn layout(&self) -> OperatorLayout {
+        OperatorLayout { name: Stateful::name(self).to_owned(), state: self.place.state, content: Content::Own }
     }
 
     fn describe(&self) -> Vec<String> {

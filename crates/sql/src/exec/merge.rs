@@ -95,6 +95,8 @@ pub(crate) struct Aggregation {
     /// The keys, then the results.
     pub(crate) result_schema: SchemaRef,
     pub(crate) event: Option<EventKey>,
+    /// Per key the size of the window that starts there, in microseconds, where one does.
+    pub(crate) windows: Vec<Option<i64>>,
     pub(crate) mode: OutputMode,
 }
 

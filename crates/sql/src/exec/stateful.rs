@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use datafusion::physical_plan::ExecutionPlan;
+use perennial_core::layout::OperatorLayout;
 use perennial_core::state::StateSpec;
 
 use super::aggregate::StatefulAggregateExec;
@@ -21,6 +22,9 @@ pub(crate) trait Stateful {
 
     /// What it keeps: one state, or more where it has several inputs. Their numbers count over the whole plan.
     fn state(&self) -> Vec<StateSpec>;
+
+    /// What the columns of its states mean.
+    fn layout(&self) -> OperatorLayout;
 
     /// How many of the key columns of a state tell the partition: all, where rows are only looked for by their whole key.
     fn spread_keys(&self, state: &StateSpec) -> usize {

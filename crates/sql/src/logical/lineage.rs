@@ -74,6 +74,26 @@ pub(crate) fn expression_event_time(expr: &Expr, input: &LogicalPlan) -> Option<
     }
 }
 
+/// The size of the window, in microseconds, of which an expression over the rows of a plan is the start.
+pub(crate) fn window_size(expr: &Expr, input: &LogicalPlan) -> Option<i64> {
+    match expr {
+        Expr::Alias(alias) => window_size(&alias.expr, input),
+        Expr::Column(column) => window_size_of(input, index_of(input, column)?),
+        _ => None,
+    }
+}
+
+fn window_size_of(plan: &LogicalPlan, index: usize) -> Option<i64> {
+    if let Some(windows) = node_of::<AssignWindows>(plan) {
+        let is_input = index < windows.input.schema().fields().len();
+        return if is_input { window_size_of(&windows.input, index) } else { Some(windows.spec.size) };
+    }
+    match plan {
+        LogicalPlan::Projection(projection) => window_size(&projection.expr[index], &projection.input),
+        _ => pass_through(plan).and_then(|input| window_size_of(input, index)),
+    }
+}
+
 /// Whether an expression over the rows of a plan is a session: one that is merged with those that it touches wherever it is a grouping
 /// key, also behind the aggregate that made it.
 pub(crate) fn is_session(expr: &Expr, input: &LogicalPlan) -> bool {

@@ -127,6 +127,8 @@ pub(crate) struct StatefulAggregate {
     pub(crate) sessions: bool,
     /// The event time among the keys, where there is one that counts: none in complete mode.
     pub(crate) event: Option<EventKey>,
+    /// Per key of the group the size of the window that starts there, in microseconds, where one does.
+    pub(crate) windows: Vec<Option<i64>>,
     pub(crate) mode: OutputMode,
 }
 

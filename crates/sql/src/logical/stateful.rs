@@ -9,7 +9,7 @@ use datafusion::logical_expr::{Aggregate, Join, LogicalPlan};
 use perennial_core::sink::OutputMode;
 
 use super::join::StreamJoin;
-use super::lineage::{EventTime, event_time, expression_event_time, group_exprs};
+use super::lineage::{EventTime, event_time, expression_event_time, group_exprs, window_size};
 use super::nodes::{
     Deduplicate, EventKey, Place, SessionAggregate, StatefulAggregate, StatefulLimit, Watermark, extension, node_of,
 };
@@ -100,9 +100,10 @@ impl Marking {
             OutputMode::Complete => None,
             OutputMode::Append | OutputMode::Update => input.shift_ms.and_then(|_| event_key(&aggregate, sessions)),
         };
+        let windows = group_exprs(&aggregate).iter().map(|key| window_size(key, &aggregate.input)).collect();
         let place = Place { operator, state, shift_ms: input.shift_ms, first: !input.stateful };
         let input_plan = LogicalPlan::Aggregate(aggregate);
-        let plan = extension(StatefulAggregate { input: input_plan, place, sessions, event, mode: self.mode });
+        let plan = extension(StatefulAggregate { input: input_plan, place, sessions, event, windows, mode: self.mode });
         Ok(Marked { plan, streaming: true, stateful: true, shift_ms: input.shift_ms })
     }
 

@@ -35,6 +35,16 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Gives the path the spelling that it has in a listing: Spark escapes other characters, and files are known by their paths.
+    fn spell_path(&mut self) {
+        if self.size.is_none()
+            && let Ok(path) = self.to_path()
+            && let Ok(url) = url::Url::from_file_path(path)
+        {
+            self.path = String::from(url).into();
+        }
+    }
+
     pub(super) fn to_path(&self) -> Result<PathBuf> {
         url::Url::parse(&self.path).ok().and_then(|url| url.to_file_path().ok()).ok_or_else(|| {
             Error::new(
@@ -104,7 +114,10 @@ impl FileLog {
         }
         lines
             .map(|line| {
-                serde_json::from_str(line).map_err(|e| corrupt(format!("the line `{line}` is not of this log: {e}")))
+                let mut entry: Entry = serde_json::from_str(line)
+                    .map_err(|e| corrupt(format!("the line `{line}` is not of this log: {e}")))?;
+                entry.spell_path();
+                Ok(entry)
             })
             .collect()
     }

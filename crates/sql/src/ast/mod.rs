@@ -19,6 +19,7 @@ use datafusion::sql::sqlparser::ast::{
     visit_relations,
 };
 
+mod ctes;
 mod functions;
 mod generators;
 mod grouping;
@@ -42,6 +43,7 @@ type Flow = ControlFlow<DataFusionError>;
 
 /// Rewrites a query in place.
 pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Result<(), DataFusionError> {
+    finish(query.visit(&mut ctes::Shadowed::default()))?;
     let mut names = Names::of_sources(sources);
     finish(query.visit(&mut Declarations { names: &mut names }))?;
     finish(query.visit(&mut StructStars { names: &names }))?;

@@ -13,6 +13,7 @@ import base64
 import datetime
 import decimal
 import json
+import logging
 import math
 import os
 import re
@@ -31,7 +32,7 @@ from pyspark.sql import types as T  # noqa: E402
 INPUT = ["name", "category", "about", "sources", "static_tables", "conf", "sql", "output_mode", "ordered",
          "restart_before_step", "fail_sink_in_step"]
 EPOCH = "1970-01-01T00:00:00Z"
-WIDTH = 160
+WIDTH = 150
 
 
 class Torn(Exception):
@@ -62,6 +63,7 @@ def session():
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": "1g",
         "spark.log.level": "OFF",
+        "spark.log.structuredLogging.enabled": "false",
         "spark.sql.warehouse.dir": tempfile.mkdtemp(prefix="record-warehouse-"),
     }
     for name, value in settings.items():
@@ -150,9 +152,11 @@ def conditions(error):
                 state = throwable.getSqlState()
             except Exception:
                 state = None
-        found.append(condition)
+        # The catch-all conditions of errors that have no name yet say nothing.
+        found.append(condition if not found or not str(condition).startswith("_LEGACY") else None)
         throwable = throwable.getCause()
-    return found, (text or "").split("\n")[0], state
+    text = (text or "").split("\n")[0]
+    return found, text.split(" terminated with exception: ", 1)[-1], state
 
 
 class Recording:
@@ -233,7 +237,7 @@ class Recording:
         for source in progress["sources"]:
             name = re.search(r"/([^/\]]+)\]$", source["description"]).group(1)
             sources[name] = sources.get(name, 0) + (source["numInputRows"] or 0)
-        watermark = progress["eventTime"].get("watermark")
+        watermark = progress.get("eventTime", {}).get("watermark")
         watermark = watermark and self.exact(watermark)
         batch = {"batch_id": number, "input_rows": dict(sorted(sources.items())), "watermark": watermark}
         if not self.case.get("ordered"):
@@ -375,6 +379,7 @@ def main():
     arguments.add_argument("--compare", action="store_true", help="tell differences to the files instead")
     arguments.add_argument("cases", nargs="+", type=Path)
     arguments = arguments.parse_args()
+    logging.disable()
     spark, failed = session(), 0
     try:
         for path in arguments.cases:

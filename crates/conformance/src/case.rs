@@ -153,6 +153,12 @@ impl Case {
         serde_json::from_str(text).map_err(|error| format!("the file is not a case: {error}"))
     }
 
+    /// The condition with which the query stops in its first batch, before anything came out.
+    pub fn stops_at_once(&self) -> Option<&str> {
+        let first = self.steps.first().filter(|step| step.output_batches.is_empty())?;
+        first.error_class.as_ref()?.as_deref()
+    }
+
     /// Whether Spark refuses the query.
     pub fn is_refused(&self) -> bool {
         self.error_class.is_some()

@@ -1,8 +1,8 @@
 //! The conformance runner: queries against what Spark recorded for them.
 //!
 //! `conformance DIR…` runs every case file below the directories through the same planner, operators, state store and batch loop as a
-//! real job, and prints a line for each case that gives something else than Spark gave. `cases/` has the cases of this repository;
-//! its README says what a case is.
+//! real job, and prints a line for each case that gives something else than Spark gave. `cases/` and `more/` have the cases of this
+//! repository; its README says what a case is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -139,8 +139,9 @@ mod tests {
     use super::*;
 
     fn run_repository(options: Options) -> Results {
-        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
-        let results = run_all(files(&[cases]).unwrap(), Options { details: true, ..options }).unwrap();
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let cases = files(&[here.join("cases"), here.join("more")]).unwrap();
+        let results = run_all(cases, Options { details: true, ..options }).unwrap();
         let pending: Vec<&str> = listed(include_str!("../pending.txt"));
         let failed: Vec<String> = results
             .iter()

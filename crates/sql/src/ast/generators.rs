@@ -7,8 +7,8 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     ExceptSelectItem, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
     GroupByExpr, Ident, LateralView, ObjectNamePart, OneOrManyWithParens, Query, Select, SelectFlavor, SelectItem,
-    SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut, WildcardAdditionalOptions,
-    visit_expressions,
+    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
+    WildcardAdditionalOptions, visit_expressions,
 };
 
 use super::functions::{call, with_name};
@@ -94,6 +94,7 @@ impl Generators<'_> {
                 }
                 _ => std::mem::take(&mut aliases),
             };
+            let names = columns.clone();
             let generated = Ident::new(GENERATED);
             let inner = Self::unnested(select.from.clone(), None, function, rows, outer || own_outer, &generated);
             let items = std::iter::once(everything_but(&generated))
@@ -106,7 +107,8 @@ impl Generators<'_> {
                 .collect();
             let alias = table_name(&select.from);
             let outer_select = simple_select(items, vec![derived(inner, None)]);
-            select.from = vec![derived(outer_select, alias)];
+            select.from = vec![derived(outer_select, alias.clone())];
+            stars(select, alias.as_ref(), table.as_ref(), &names);
             if let Some(table) = table.take() {
                 unqualify(select, &table);
             }
@@ -116,19 +118,20 @@ impl Generators<'_> {
 
     /// Generators one after the other: the rows of each are made out of those of the one before.
     fn selected(&self, select: &mut Select) -> Result<(), DataFusionError> {
+        let nested = |expr: &Expr| if is_generator(expr) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let mut generated = Vec::new();
         while let Some(at) = select.projection.iter().position(|item| item_expr(item).is_some_and(is_generator)) {
             let column = Ident::new(format!("{GENERATED}{}", generated.len()));
             self.unnest_selected(select, at, &column)?;
             generated.push(column);
         }
-        if select.projection.iter().filter_map(item_expr).any(has_generator) {
-            return Err(refused_analysis(
-                "UNSUPPORTED_GENERATOR.NESTED_IN_EXPRESSIONS",
-                "a generator stands by itself in a SELECT: compute with its columns in a SELECT around it",
-            ));
-        }
         for item in &mut select.projection {
+            if item_expr(item).is_some_and(|expr| visit_expressions(expr, nested).is_break()) {
+                return Err(refused_analysis(
+                    "UNSUPPORTED_GENERATOR.NESTED_IN_EXPRESSIONS",
+                    format!("{item}: a generator must stand by itself: use it in a subquery or in LATERAL VIEW"),
+                ));
+            }
             if let SelectItem::Wildcard(options) | SelectItem::QualifiedWildcard(_, options) = item {
                 generated.iter().for_each(|column| add_exception(options, column));
             }
@@ -256,13 +259,35 @@ fn everything_but(column: &Ident) -> SelectItem {
 }
 
 fn add_exception(options: &mut WildcardAdditionalOptions, column: &Ident) {
-    let generated = column.clone();
+    let column = column.clone();
     match &mut options.opt_except {
-        Some(except) => except.additional_elements.push(generated),
-        None => {
-            options.opt_except = Some(ExceptSelectItem { first_element: generated, additional_elements: Vec::new() });
-        }
+        Some(except) => except.additional_elements.push(column),
+        None => options.opt_except = Some(ExceptSelectItem { first_element: column, additional_elements: Vec::new() }),
     }
+}
+
+/// Beside a lateral view with these `columns`, `table.*` is what stood before it, and `view.*` the columns.
+fn stars(select: &mut Select, table: Option<&Ident>, view: Option<&Ident>, columns: &[Ident]) {
+    let mut items = Vec::with_capacity(select.projection.len());
+    for mut item in std::mem::take(&mut select.projection) {
+        if let SelectItem::QualifiedWildcard(SelectItemQualifiedWildcardKind::ObjectName(name), options) = &mut item {
+            let is =
+                |ident: &Ident| name.0.last().and_then(ObjectNamePart::as_ident).is_some_and(|last| same(last, ident));
+            if view.is_some_and(is) {
+                items.extend(columns.iter().map(|column| SelectItem::UnnamedExpr(Expr::Identifier(column.clone()))));
+                continue;
+            }
+            if table.is_some_and(is) {
+                columns.iter().for_each(|column| add_exception(options, column));
+            }
+        }
+        items.push(item);
+    }
+    select.projection = items;
+}
+
+fn same(one: &Ident, other: &Ident) -> bool {
+    one.value.eq_ignore_ascii_case(&other.value)
 }
 
 fn simple_select(projection: Vec<SelectItem>, from: Vec<TableWithJoins>) -> Select {

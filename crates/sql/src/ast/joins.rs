@@ -1,4 +1,4 @@
-//! Joins that Spark writes shorter: `SEMI JOIN` and `ANTI JOIN` are those of the left side.
+//! Joins that Spark writes shorter, and what has no effect on the result: `SEMI JOIN` and `ANTI JOIN` are those of the left side.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +19,11 @@ impl VisitorMut for Joins {
 
 fn in_set(set: &mut SetExpr) {
     match set {
-        SetExpr::Select(select) => select.from.iter_mut().for_each(in_table),
+        SetExpr::Select(select) => {
+            select.from.iter_mut().for_each(in_table);
+            // It only says on which core a row goes on.
+            select.distribute_by.clear();
+        }
         SetExpr::SetOperation { left, right, .. } => {
             in_set(left);
             in_set(right);

@@ -3,6 +3,7 @@
 //! - Spark's names are case-insensitive, DataFusion's are not: names are given the spelling of the columns that they mean.
 //! - In a `SELECT` that groups by `window(…)`, Spark knows a column `window`. Its references become the same function call, so that
 //!   the planner matches them with the grouping expression.
+//! - `struct.*` and aliases that are used right in their own `SELECT` become what they stand for.
 //! - Columns without an alias get Spark's names (`count(1)`, `start`).
 //! - Functions and literals that DataFusion has in another form are given that form.
 
@@ -13,10 +14,12 @@ use datafusion::arrow::datatypes::{DataType, Fields};
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, ObjectName, ObjectNamePart,
-    OrderByKind, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor, TableWithJoins, Visit,
-    VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions, visit_relations,
+    OrderByKind, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, SetOperator, SetQuantifier,
+    TableFactor, TableWithJoins, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions,
+    visit_relations,
 };
 
+mod ctes;
 mod functions;
 mod generators;
 mod grouping;
@@ -40,11 +43,14 @@ type Flow = ControlFlow<DataFusionError>;
 
 /// Rewrites a query in place.
 pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Result<(), DataFusionError> {
+    finish(query.visit(&mut ctes::Shadowed::default()))?;
     let mut names = Names::of_sources(sources);
     finish(query.visit(&mut Declarations { names: &mut names }))?;
+    finish(query.visit(&mut StructStars { names: &names }))?;
     finish(query.visit(&mut Spelling { names: &names }))?;
     finish(query.visit(&mut WindowReferences { names: &names }))?;
     finish(query.visit(&mut ColumnNames { names: &names }))?;
+    finish(query.visit(&mut LateralAliases { names: &names }))?;
     finish(query.visit(&mut Generators { names: &names }))?;
     finish(query.visit(&mut Joins))?;
     finish(query.visit(&mut GroupingSets))?;
@@ -75,10 +81,12 @@ struct Names {
     tables: HashSet<String>,
     /// Sources that are streams, and what reads them.
     streams: HashSet<String>,
-    /// By table in lower case which of [`WINDOWS`] are names of its columns.
-    window_columns: HashMap<String, HashSet<&'static str>>,
+    /// By table in lower case its columns in lower case, as far as the text shows.
+    columns: HashMap<String, Columns>,
     /// Columns of sources that are maps.
     maps: HashSet<String>,
+    /// By lower case the fields of columns that are structs.
+    structs: HashMap<String, Vec<String>>,
 }
 
 impl Names {
@@ -90,8 +98,8 @@ impl Names {
             if source.kind == TableKind::Stream {
                 names.streams.insert(source.name.to_lowercase());
             }
-            let has = |name: &&&str| source.schema.fields().iter().any(|field| field.name().eq_ignore_ascii_case(name));
-            names.window_columns.insert(source.name.to_lowercase(), WINDOWS.iter().filter(has).copied().collect());
+            let columns = source.schema.fields().iter().map(|field| field.name().to_lowercase()).collect();
+            names.columns.insert(source.name.to_lowercase(), Columns { known: columns, all: true });
         }
         names
     }
@@ -110,8 +118,13 @@ impl Names {
         for field in fields {
             self.add(field.name());
             self.add_type(field.data_type());
-            if matches!(field.data_type(), DataType::Map(..)) {
-                self.maps.insert(field.name().to_lowercase());
+            match field.data_type() {
+                DataType::Map(..) => _ = self.maps.insert(field.name().to_lowercase()),
+                DataType::Struct(fields) => {
+                    let fields = fields.iter().map(|field| field.name().clone()).collect();
+                    self.structs.insert(field.name().to_lowercase(), fields);
+                }
+                _ => {}
             }
         }
     }
@@ -155,9 +168,13 @@ impl VisitorMut for Declarations<'_> {
         for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
             self.names.add_table(&cte.alias.name.value);
             cte.alias.columns.iter().for_each(|column| self.names.add(&column.name.value));
-            let columns =
-                WINDOWS.iter().filter(|column| self.names.projects(&cte.query.body, column)).copied().collect();
-            self.names.window_columns.insert(cte.alias.name.value.to_lowercase(), columns);
+            let columns = match cte.alias.columns.as_slice() {
+                [] => self.names.columns_of(&cte.query.body),
+                named => {
+                    Columns { known: named.iter().map(|column| column.name.value.to_lowercase()).collect(), all: true }
+                }
+            };
+            self.names.columns.insert(cte.alias.name.value.to_lowercase(), columns);
             if self.names.reads_stream(&cte.query) {
                 self.names.streams.insert(cte.alias.name.value.to_lowercase());
             }
@@ -177,7 +194,12 @@ impl VisitorMut for Declarations<'_> {
         }
         for item in &select.projection {
             match item {
-                SelectItem::ExprWithAlias { alias, .. } => self.names.add(&alias.value),
+                SelectItem::ExprWithAlias { expr, alias } => {
+                    self.names.add(&alias.value);
+                    if WINDOWS.iter().any(|name| is_call_of(expr, name) || reference_name(expr, name) == Some(*name)) {
+                        self.names.structs.insert(alias.value.to_lowercase(), window_fields());
+                    }
+                }
                 SelectItem::ExprWithAliases { aliases, .. } => aliases.iter().for_each(|a| self.names.add(&a.value)),
                 _ => {}
             }
@@ -186,6 +208,15 @@ impl VisitorMut for Declarations<'_> {
     }
 
     fn pre_visit_table_factor(&mut self, table: &mut TableFactor) -> Flow {
+        if let TableFactor::Table { sample: Some(_), .. } | TableFactor::Derived { sample: Some(_), .. } = table {
+            return ControlFlow::Break(match self.names.reads_stream(&*table) {
+                true => refused(
+                    "_LEGACY_ERROR_TEMP_3102",
+                    "TABLESAMPLE is not supported on streams: use WHERE on a hash of a column",
+                ),
+                false => unsupported("TABLESAMPLE is not supported: use WHERE on a hash of a column"),
+            });
+        }
         let alias = match table {
             TableFactor::Table { alias, .. } | TableFactor::Derived { alias, .. } => alias.as_ref(),
             _ => None,
@@ -359,44 +390,202 @@ impl WindowReferences<'_> {
         let (Some(call), true) = (calls.pop(), calls.is_empty()) else { return None };
         let column = WINDOWS.iter().find(|name| is_call_of(&call, name))?;
         // A column of that name that is there anyway comes first.
-        (!self.names.has_column(select, column)).then_some(WindowCall { call, column })
+        (!self.names.columns_read(select).known.contains(*column)).then_some(WindowCall { call, column })
+    }
+}
+
+/// Names of columns in lower case.
+#[derive(Default, Clone)]
+struct Columns {
+    known: HashSet<String>,
+    /// Whether there are no others.
+    all: bool,
+}
+
+impl Columns {
+    fn add(&mut self, other: Columns) {
+        self.known.extend(other.known);
+        self.all &= other.all;
     }
 }
 
 impl Names {
-    /// Whether what a `SELECT` reads has a column of this name, one of [`WINDOWS`], as far as the text shows.
-    fn has_column(&self, select: &Select, column: &str) -> bool {
-        let joined = |from: &TableWithJoins| {
-            std::iter::once(&from.relation)
-                .chain(from.joins.iter().map(|join| &join.relation))
-                .cloned()
-                .collect::<Vec<_>>()
-        };
-        select.from.iter().flat_map(joined).any(|table| match table {
-            TableFactor::Table { name, .. } => {
-                let name = name.to_string().replace('`', "").to_lowercase();
-                self.window_columns.get(&name).is_some_and(|columns| columns.contains(column))
+    /// The columns that a `SELECT` can name, as far as the text shows.
+    fn columns_read(&self, select: &Select) -> Columns {
+        let mut columns = Columns { known: HashSet::new(), all: true };
+        for from in &select.from {
+            for table in std::iter::once(&from.relation).chain(from.joins.iter().map(|join| &join.relation)) {
+                columns.add(self.columns_of_table(table));
             }
-            TableFactor::Derived { subquery, .. } => self.projects(&subquery.body, column),
-            _ => false,
-        })
+        }
+        for view in &select.lateral_views {
+            columns.all &= !view.lateral_col_alias.is_empty();
+            columns.known.extend(view.lateral_col_alias.iter().map(|column| column.value.to_lowercase()));
+        }
+        columns
     }
 
-    /// Whether a subquery has a column of this name, one of [`WINDOWS`].
-    fn projects(&self, body: &SetExpr, column: &str) -> bool {
-        match body {
-            SetExpr::Select(select) => select.projection.iter().any(|item| match item {
-                SelectItem::UnnamedExpr(expr) => {
-                    is_call_of(expr, column) || last_name(expr).is_some_and(|n| n == column)
-                }
-                SelectItem::ExprWithAlias { alias, .. } => alias.value.eq_ignore_ascii_case(column),
-                SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..) => self.has_column(select, column),
-                SelectItem::ExprWithAliases { .. } => false,
-            }),
-            SetExpr::Query(query) => self.projects(&query.body, column),
-            SetExpr::SetOperation { left, .. } => self.projects(left, column),
-            _ => false,
+    fn columns_of_table(&self, table: &TableFactor) -> Columns {
+        let (TableFactor::Table { alias, .. } | TableFactor::Derived { alias, .. }) = table else {
+            return Columns::default();
+        };
+        if let Some(alias) = alias.as_ref().filter(|alias| !alias.columns.is_empty()) {
+            let known = alias.columns.iter().map(|column| column.name.value.to_lowercase()).collect();
+            return Columns { known, all: true };
         }
+        match table {
+            TableFactor::Table { name, .. } => {
+                let name = name.to_string().replace('`', "").to_lowercase();
+                self.columns.get(&name).cloned().unwrap_or_default()
+            }
+            TableFactor::Derived { subquery, .. } => self.columns_of(&subquery.body),
+            _ => Columns::default(),
+        }
+    }
+
+    /// The columns of a subquery, as far as the text shows.
+    fn columns_of(&self, body: &SetExpr) -> Columns {
+        match body {
+            SetExpr::Select(select) => {
+                let mut columns = Columns { known: HashSet::new(), all: true };
+                for item in &select.projection {
+                    match item {
+                        SelectItem::UnnamedExpr(expr) => {
+                            let window =
+                                WINDOWS.iter().find(|name| is_call_of(expr, name)).map(|name| (*name).to_owned());
+                            columns.all &= !generators::is_generator(expr);
+                            columns.known.extend(window.or_else(|| last_name(expr)));
+                        }
+                        SelectItem::ExprWithAlias { alias, .. } => {
+                            columns.known.insert(alias.value.to_lowercase());
+                        }
+                        SelectItem::ExprWithAliases { aliases, .. } => {
+                            columns.known.extend(aliases.iter().map(|alias| alias.value.to_lowercase()));
+                        }
+                        SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..) => {
+                            columns.add(self.columns_read(select));
+                        }
+                    }
+                }
+                columns
+            }
+            SetExpr::Query(query) => self.columns_of(&query.body),
+            SetExpr::SetOperation { left, .. } => self.columns_of(left),
+            _ => Columns::default(),
+        }
+    }
+}
+
+/// The fields of a window.
+fn window_fields() -> Vec<String> {
+    ["start", "end"].map(str::to_owned).to_vec()
+}
+
+/// `struct.*` becomes the struct's fields.
+struct StructStars<'a> {
+    names: &'a Names,
+}
+
+impl VisitorMut for StructStars<'_> {
+    type Break = DataFusionError;
+
+    fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
+        let mut items = Vec::with_capacity(select.projection.len());
+        for item in std::mem::take(&mut select.projection) {
+            match self.fields(&item) {
+                Some((of, fields)) => items.extend(fields.iter().map(|field| SelectItem::ExprWithAlias {
+                    expr: field_of(of.clone(), field),
+                    alias: Ident::with_quote('`', field.clone()),
+                })),
+                None => items.push(item),
+            }
+        }
+        select.projection = items;
+        ControlFlow::Continue(())
+    }
+}
+
+impl StructStars<'_> {
+    /// The struct before a star, and its fields.
+    fn fields(&self, item: &SelectItem) -> Option<(Expr, &Vec<String>)> {
+        let SelectItem::QualifiedWildcard(SelectItemQualifiedWildcardKind::ObjectName(name), _) = item else {
+            return None;
+        };
+        let parts: Vec<Ident> = name.0.iter().map(|part| part.as_ident().cloned()).collect::<Option<_>>()?;
+        let last = parts.last()?;
+        if parts.len() == 1 && self.names.is_table(last) {
+            return None;
+        }
+        let fields = self.names.structs.get(&last.value.to_lowercase())?;
+        let of = match parts.as_slice() {
+            [column] => Expr::Identifier(column.clone()),
+            _ => Expr::CompoundIdentifier(parts),
+        };
+        Some((of, fields))
+    }
+}
+
+/// An expression of a `SELECT` can use the aliases of those before it, unless there is a column of that name.
+struct LateralAliases<'a> {
+    names: &'a Names,
+}
+
+impl VisitorMut for LateralAliases<'_> {
+    type Break = DataFusionError;
+
+    fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
+        let columns = self.names.columns_read(select);
+        if !columns.all {
+            return ControlFlow::Continue(());
+        }
+        let mut aliases = Aliases { depth: 0, known: HashMap::new() };
+        for item in &mut select.projection {
+            match item {
+                SelectItem::UnnamedExpr(expr) => _ = expr.visit(&mut aliases),
+                SelectItem::ExprWithAlias { expr, alias } => {
+                    _ = expr.visit(&mut aliases);
+                    let name = alias.value.to_lowercase();
+                    if !columns.known.contains(&name) && !generators::is_generator(expr) {
+                        aliases.known.insert(name, expr.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Replaces names by the expressions that they stand for; in a subquery they mean its own columns.
+struct Aliases {
+    depth: usize,
+    known: HashMap<String, Expr>,
+}
+
+impl VisitorMut for Aliases {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if self.depth == 0
+            && let Expr::Identifier(name) = expr
+            && let Some(meant) = self.known.get(&name.value.to_lowercase())
+        {
+            *expr = match meant {
+                plain @ (Expr::Identifier(_) | Expr::CompoundIdentifier(_) | Expr::Function(_)) => plain.clone(),
+                other => Expr::Nested(Box::new(other.clone())),
+            };
+        }
+        ControlFlow::Continue(())
     }
 }
 

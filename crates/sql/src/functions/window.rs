@@ -189,11 +189,13 @@ impl WindowSpec {
         let violated = |message: String| {
             Err(refused("DATATYPE_MISMATCH.PARAMETER_CONSTRAINT_VIOLATION", format!("window(): {message}")))
         };
-        if size <= 0 {
-            return violated(format!("the size must be longer than 0, not {size} microseconds"));
-        }
-        if slide <= 0 {
-            return violated(format!("the slide must be longer than 0, not {slide} microseconds"));
+        for (what, micros) in [("size", size), ("slide", slide)] {
+            if micros <= 0 {
+                return Err(refused(
+                    "DATATYPE_MISMATCH.VALUE_OUT_OF_RANGE",
+                    format!("window(): the {what} must be longer than 0, not {micros} microseconds"),
+                ));
+            }
         }
         if slide > size {
             return violated(format!("the slide ({slide} microseconds) must not be longer than the size ({size})"));

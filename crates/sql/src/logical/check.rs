@@ -1,7 +1,8 @@
 //! Which queries are refused, and with which words: Spark's rules for streams, and what is not built yet.
 
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{JoinType, Result};
+use datafusion::common::{JoinType, NullEquality, Result};
 use datafusion::logical_expr::expr::{Exists, InSubquery};
 use datafusion::logical_expr::{Aggregate, Distinct, Expr, Join, LogicalPlan};
 use perennial_core::error::{Error, Result as CoreResult, class};
@@ -12,7 +13,8 @@ use super::lineage::group_exprs;
 use super::nodes::{SessionAggregate, StatefulAggregate, is_event_time, node_of};
 use super::stateful::reads_stream;
 use crate::SourceTable;
-use crate::error::{refused, unsupported};
+use crate::error::{refused, refused_analysis, unsupported};
+use crate::functions::clock::CLOCK_FUNCTIONS;
 
 /// Spark's catch-all condition for streaming queries that it does not run.
 const NOT_STREAMING: &str = "_LEGACY_ERROR_TEMP_3102";
@@ -97,7 +99,7 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                     ));
                 }
             }
-            LogicalPlan::Sort(sort) if mode != OutputMode::Complete || !aggregates_stream(&sort.input)? => {
+            LogicalPlan::Sort(sort) if mode != OutputMode::Complete || !groups_stream(&sort.input)? => {
                 return Err(refused(
                     NOT_STREAMING,
                     "ORDER BY is only supported on streams in complete mode above an aggregate: leave it out",
@@ -114,7 +116,11 @@ pub(crate) fn planned(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
                     }
                 }
             }
-            LogicalPlan::Join(join) => static_join(join)?,
+            LogicalPlan::Join(join) => {
+                deterministic(join)?;
+                static_join(join)?;
+            }
+            LogicalPlan::Distinct(Distinct::All(rows)) => without_maps(rows)?,
             LogicalPlan::Distinct(Distinct::On(_)) => {
                 return Err(unsupported("DISTINCT ON is not supported on streams: group by the columns instead"));
             }
@@ -190,6 +196,42 @@ fn functions(aggregate: &Aggregate) -> Result<()> {
     Ok(())
 }
 
+/// Rows that are made distinct must not have maps, whose entries have no order to compare them by.
+fn without_maps(rows: &LogicalPlan) -> Result<()> {
+    match rows.schema().fields().iter().find(|field| has_map(field.data_type())) {
+        None => Ok(()),
+        Some(field) => Err(refused_analysis(
+            "UNSUPPORTED_FEATURE.SET_OPERATION_ON_MAP_TYPE",
+            format!("the column `{}` is or has a MAP, which DISTINCT cannot compare: use map_entries()", field.name()),
+        )),
+    }
+}
+
+fn has_map(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Map(..) => true,
+        DataType::Struct(fields) => fields.iter().any(|field| has_map(field.data_type())),
+        DataType::List(field) | DataType::LargeList(field) => has_map(field.data_type()),
+        _ => false,
+    }
+}
+
+/// The condition of a join is evaluated for pairs of rows, at a time and as often as it suits: it must not be different each time.
+fn deterministic(join: &Join) -> Result<()> {
+    let random = |inner: &Expr| match inner {
+        Expr::ScalarFunction(call) => Ok(inner.is_volatile_node() && !CLOCK_FUNCTIONS.contains(&call.func.name())),
+        _ => Ok(false),
+    };
+    let mut conditions = join.on.iter().flat_map(|(left, right)| [left, right]).chain(&join.filter);
+    match conditions.find(|condition| condition.exists(random).unwrap_or(false)) {
+        None => Ok(()),
+        Some(condition) => Err(refused_analysis(
+            "INVALID_NON_DETERMINISTIC_EXPRESSIONS",
+            format!("{condition}: the condition of a join must not be different each time: use WHERE above the join"),
+        )),
+    }
+}
+
 /// Joins of a stream and a table: the stream's rows must be the ones that are kept, for those that will come are not known.
 fn static_join(join: &Join) -> Result<()> {
     let (left, right) = (reads_stream(&join.left)?, reads_stream(&join.right)?);
@@ -220,6 +262,11 @@ fn is_aggregate(plan: &LogicalPlan) -> bool {
 /// Whether a plan aggregates a stream.
 pub(crate) fn aggregates_stream(plan: &LogicalPlan) -> Result<bool> {
     plan.exists(|node| Ok(is_aggregate(node) && reads_stream(node)?))
+}
+
+/// Whether a plan has an aggregate over a stream. DISTINCT is one for the output modes, but not for ORDER BY.
+fn groups_stream(plan: &LogicalPlan) -> Result<bool> {
+    plan.exists(|node| Ok(matches!(node, LogicalPlan::Aggregate(_)) && reads_stream(node)?))
 }
 
 /// What is refused of joins of streams as they are written, when the watermarks are there: Spark looks at them before it optimises the plan.
@@ -262,6 +309,16 @@ pub(crate) fn optimised(plan: &LogicalPlan, mode: OutputMode) -> Result<()> {
     Ok(())
 }
 
+/// Whether a plan is an EXCEPT, which is the distinct rows of an anti join.
+fn is_except(plan: &LogicalPlan) -> Result<bool> {
+    let LogicalPlan::Aggregate(Aggregate { input, aggr_expr, .. }) = plan else { return Ok(false) };
+    let anti = |node: &LogicalPlan| {
+        Ok(matches!(node, LogicalPlan::Join(Join { join_type: JoinType::LeftAnti, null_equality, .. })
+            if *null_equality == NullEquality::NullEqualsNull))
+    };
+    Ok(aggr_expr.is_empty() && input.exists(anti)?)
+}
+
 fn stateful_aggregate(aggregate: &StatefulAggregate, mode: OutputMode) -> Result<()> {
     const CONDITION: &str = "STREAMING_OUTPUT_MODE.UNSUPPORTED_OPERATION";
     if aggregate.sessions {
@@ -285,8 +342,13 @@ fn stateful_aggregate(aggregate: &StatefulAggregate, mode: OutputMode) -> Result
         }
     }
     if mode == OutputMode::Append && aggregate.event.is_none() {
+        // That EXCEPT is an aggregate, Spark only notices when it plans the first batch.
+        let condition = match is_except(&aggregate.input)? {
+            true => "UNSUPPORTED_STREAMING_OPERATOR_WITHOUT_WATERMARK",
+            false => CONDITION,
+        };
         return Err(refused(
-            CONDITION,
+            condition,
             "append mode needs to know when a group is complete: group by window(…) of a column with a watermark \
              (or by that column), or use update or complete mode",
         ));

@@ -11,7 +11,6 @@ mod on_error;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
-
 mod spark;
 mod support;
 mod tables;

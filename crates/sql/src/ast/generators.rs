@@ -118,7 +118,6 @@ impl Generators<'_> {
 
     /// Generators one after the other: the rows of each are made out of those of the one before.
     fn selected(&self, select: &mut Select) -> Result<(), DataFusionError> {
-        let nested = |expr: &Expr| if is_generator(expr) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let mut generated = Vec::new();
         while let Some(at) = select.projection.iter().position(|item| item_expr(item).is_some_and(is_generator)) {
             let column = Ident::new(format!("{GENERATED}{}", generated.len()));
@@ -126,7 +125,7 @@ impl Generators<'_> {
             generated.push(column);
         }
         for item in &mut select.projection {
-            if item_expr(item).is_some_and(|expr| visit_expressions(expr, nested).is_break()) {
+            if item_expr(item).is_some_and(has_generator) {
                 return Err(refused_analysis(
                     "UNSUPPORTED_GENERATOR.NESTED_IN_EXPRESSIONS",
                     format!("{item}: a generator must stand by itself: use it in a subquery or in LATERAL VIEW"),

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod crash;
 pub mod ddl;
 pub mod dead_letter;
 pub mod decode;

@@ -12,6 +12,7 @@ use crate::checkpoint::{
     BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
     recover,
 };
+use crate::crash::CrashPoint;
 use crate::dead_letter::LetterBatch;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, ResultExt, class};
@@ -353,7 +354,9 @@ impl Query {
             job_version: self.job_version.clone(),
             again: batch.again,
         };
+        self.env.crash.pass(CrashPoint::BeforeLetters).await;
         self.dead_letters.write(&letter_batch, letters).await.at(|| "dead letters".into())?;
+        self.env.crash.pass(CrashPoint::AfterLetters).await;
         phases.dead_letters = watch.lap();
 
         for (number, input) in self.spec.plan.inputs().iter().enumerate() {
@@ -409,7 +412,9 @@ impl Query {
         let (intake, execution) = self.begin(batch, take).await?;
         let sink_batch =
             SinkBatch { id: batch.id, epoch: self.log.epoch(), timestamp_ms: batch.entry.timestamp_ms, again };
+        self.env.crash.pass(CrashPoint::BeforeSink).await;
         let written = self.sink.write(&sink_batch, execution.rows).await?;
+        self.env.crash.pass(CrashPoint::AfterSink).await;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written })
     }
 
@@ -477,6 +482,7 @@ impl Query {
         report.finished_at_micros = self.env.clock.now_micros();
 
         // The batch is done. What follows is for others and for later, and does no harm to it when it fails.
+        self.env.crash.pass(CrashPoint::BeforeAcknowledge).await;
         for (open, end) in self.sources.iter().zip(&self.ends) {
             if let Some(end) = end
                 && let Err(error) = open.source.acknowledge(end).await
@@ -484,6 +490,7 @@ impl Query {
                 tracing::warn!(source = %open.name, %error, "the source was not told of the committed batch");
             }
         }
+        self.env.crash.pass(CrashPoint::AfterAcknowledge).await;
         if let Err(error) = self.retain(commit.perennial.and_then(|p| p.state)).await {
             tracing::warn!(query = %self.spec.name, %error, "old versions were not removed; it is tried again later");
         }
@@ -614,12 +621,15 @@ impl Query {
         let chunk = (self.batches_to_retain / 10).max(1);
         if self.kept.len() as u64 > self.batches_to_retain + chunk {
             let oldest = self.next - self.batches_to_retain;
+            self.env.crash.pass(CrashPoint::BeforeCleanup).await;
             self.log.retain(oldest, &mut self.kept).await?;
+            self.env.crash.pass(CrashPoint::CleanedLogs).await;
             if newest.is_some()
                 && let Some(state) = self.log.read_commit(oldest).await?.perennial.and_then(|p| p.state)
             {
                 self.state.retain(&state).await?;
             }
+            self.env.crash.pass(CrashPoint::AfterCleanup).await;
         }
         Ok(())
     }

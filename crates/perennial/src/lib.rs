@@ -69,6 +69,7 @@
 
 use std::sync::Arc;
 
+mod crash;
 pub mod http;
 pub mod job;
 pub mod job_file;

@@ -9,6 +9,7 @@ use perennial_connectors::format;
 use perennial_connectors::journal::LocalJournal;
 use perennial_connectors::storage::{self, Lock, Storage, StorageOptions};
 use perennial_core::checkpoint::SourceLog;
+use perennial_core::crash::CrashPoints;
 use perennial_core::dead_letter::{DeadLetters, FileDeadLetters, Journal};
 use perennial_core::env::Env;
 use perennial_core::error::{Error, Result, ResultExt};
@@ -23,6 +24,7 @@ use perennial_core::table::{OpenTable, TableSpec};
 use perennial_core::watermark::PerPartition;
 use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
+use crate::crash;
 use crate::job::{Job, JobQuery, JobSource, JobTable};
 use crate::job_file::StateBackend;
 use crate::scratch::LocalScratch;
@@ -215,9 +217,11 @@ impl Ready {
     pub fn new(job: &Job, planned: Planned, observer: impl FnOnce(&Env) -> Arc<dyn Observer>) -> Result<Self> {
         let checkpoint = open_storage(&job.checkpoint, "checkpoint")?;
         let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
-        let env = world::env(checkpoint.store);
+        let mut env = world::env(checkpoint.store);
+        env.crash = crash::from_environment()?;
         let observer = observer(&env);
-        Ok(Self { spec: spec(job, planned, env, dead_letters(job)?, observer, state(job)?), _lock: lock })
+        let letters = dead_letters(job, env.crash.clone())?;
+        Ok(Self { spec: spec(job, planned, env, letters, observer, state(job)?), _lock: lock })
     }
 }
 
@@ -237,7 +241,7 @@ fn state(job: &Job) -> Result<StateOptions> {
     Ok(StateOptions { backend, ..Default::default() })
 }
 
-fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
+fn dead_letters(job: &Job, crash: CrashPoints) -> Result<Arc<dyn DeadLetters>> {
     let path = &job.dead_letters.path;
     let storage = open_storage(path, "dead_letters.path")?;
     let journal: Arc<dyn Journal> = match &storage.local {
@@ -245,7 +249,7 @@ fn dead_letters(job: &Job) -> Result<Arc<dyn DeadLetters>> {
         None => Arc::new(storage.store.clone()),
     };
     let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
-    Ok(Arc::new(letters.with_retention(job.dead_letters.retention.0)))
+    Ok(Arc::new(letters.with_retention(job.dead_letters.retention.0).with_crash_points(crash)))
 }
 
 /// The sources and the sink of a query, opened in a world without a checkpoint: to look at, not to read from.

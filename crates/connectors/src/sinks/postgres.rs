@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use perennial_core::config::{HumanDuration, Secret};
+use perennial_core::crash::CrashPoint;
 use perennial_core::env::Env;
 use perennial_core::error::{Error, Result, class};
 use perennial_core::sink::{Delivery, OutputMode, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
@@ -303,7 +304,9 @@ impl Postgres {
             transaction.execute(&*forget, &forget_values)
         )
         .map_err(fault)?;
+        self.env.crash.pass(CrashPoint::SinkStaged).await;
         transaction.commit().await.map_err(fault)?;
+        self.env.crash.pass(CrashPoint::SinkPublished).await;
         Ok(Written { rows: count, bytes, duplicate: false })
     }
 

@@ -10,6 +10,7 @@ use super::format::{CommitEntry, Metadata, OffsetEntry};
 use super::inspect::Inspector;
 use super::recovery::{Damage, Found, Part};
 use super::source_log::SourceLog;
+use crate::crash::CrashPoint;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, ResultExt, class};
 use crate::sink::BatchId;
@@ -32,7 +33,9 @@ impl CheckpointLog {
         // Epochs only have to be ordered, but that they must be, even where somebody removed the files.
         log.epoch = last.max(log.logged_epoch().await?) + 1;
         let owner = json!({ "epoch": log.epoch, "since_ms": log.env.now_ms() }).to_string();
+        log.env.crash.pass(CrashPoint::BeforeTakeover).await;
         log.create(&log.epoch_path(log.epoch), owner.into()).await?;
+        log.env.crash.pass(CrashPoint::AfterTakeover).await;
         // The last ones are kept for people.
         for old in log.numbers("_perennial/epochs").await?.into_iter().filter(|n| n + 10 < log.epoch) {
             log.remove(&log.epoch_path(old)).await?;
@@ -174,9 +177,13 @@ impl CheckpointLog {
 
     /// Gives the query its identity.
     pub async fn write_metadata(&self, metadata: &Metadata) -> Result<()> {
-        for path in self.metadata_paths() {
-            self.create(&path, metadata.encode().into()).await?;
-        }
+        let crash = &self.env.crash;
+        crash.pass(CrashPoint::BeforeIdentity).await;
+        let [main, copy] = self.metadata_paths();
+        self.create(&main, metadata.encode().into()).await?;
+        crash.pass(CrashPoint::HalfIdentity).await;
+        self.create(&copy, metadata.encode().into()).await?;
+        crash.pass(CrashPoint::AfterIdentity).await;
         Ok(())
     }
 
@@ -187,9 +194,11 @@ impl CheckpointLog {
     /// Takes commits out of the log, newest first, so that their batches run again. What they were is kept in `_perennial/aside`.
     pub async fn set_commits_aside(&self, batches: impl DoubleEndedIterator<Item = BatchId>) -> Result<()> {
         self.check_fence().await?;
+        self.env.crash.pass(CrashPoint::BeforeAside).await;
         for batch in batches.rev() {
             self.set_aside(&self.path("commits", batch)).await?;
         }
+        self.env.crash.pass(CrashPoint::AfterAside).await;
         Ok(())
     }
 
@@ -203,6 +212,7 @@ impl CheckpointLog {
         let place = self.root.clone().join("_perennial").join("aside").join(self.epoch.to_string());
         let name = path.prefix_match(&self.root).into_iter().flatten().fold(place, |place, part| place.join(part));
         self.env.storage.put(&name, content.into()).await?;
+        self.env.crash.pass(CrashPoint::HalfAside).await;
         self.remove(path).await
     }
 
@@ -229,7 +239,10 @@ impl CheckpointLog {
 
     /// Logs what batch N reads. Durable when it returns.
     pub async fn write_offsets(&self, batch: BatchId, entry: &OffsetEntry) -> Result<()> {
-        self.create(&self.path("offsets", batch), entry.encode().into()).await
+        self.env.crash.pass(CrashPoint::BeforeOffsets).await;
+        self.create(&self.path("offsets", batch), entry.encode().into()).await?;
+        self.env.crash.pass(CrashPoint::AfterOffsets).await;
+        Ok(())
     }
 
     /// `commits/N`.
@@ -261,7 +274,10 @@ impl CheckpointLog {
     /// Commits batch N. Durable when it returns.
     pub async fn write_commit(&self, batch: BatchId, entry: &CommitEntry) -> Result<()> {
         self.check_fence().await?;
-        self.create(&self.path("commits", batch), entry.encode()?.into()).await
+        self.env.crash.pass(CrashPoint::BeforeCommit).await;
+        self.create(&self.path("commits", batch), entry.encode()?.into()).await?;
+        self.env.crash.pass(CrashPoint::AfterCommit).await;
+        Ok(())
     }
 
     /// Removes the logs of batches before `oldest`. Offsets go last, so that a crash in between leaves no commit without its offsets.
@@ -269,6 +285,7 @@ impl CheckpointLog {
         let keep = known.partition_point(|batch| *batch < oldest);
         for batch in known.drain(..keep) {
             self.remove(&self.path("commits", batch)).await?;
+            self.env.crash.pass(CrashPoint::HalfCleanup).await;
             self.remove(&self.path("offsets", batch)).await?;
         }
         Ok(())

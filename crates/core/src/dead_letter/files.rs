@@ -20,6 +20,7 @@ use super::{
     DeadLetter, DeadLetterStats, DeadLetters, Entry, EntryContext, EntryError, EntrySummary, LetterBatch,
     text_or_base64, timestamp_text,
 };
+use crate::crash::{CrashPoint, CrashPoints};
 use crate::error::{Error, ErrorClass, Result};
 use crate::records::RecordPosition;
 
@@ -83,6 +84,7 @@ pub struct FileDeadLetters {
     journal: Arc<dyn Journal>,
     directory: String,
     retention: Option<Duration>,
+    crash: CrashPoints,
     /// What is there, once it was read; kept up to date. Also makes the queries of a job take turns.
     stats: Mutex<Option<DeadLetterStats>>,
 }
@@ -90,13 +92,20 @@ pub struct FileDeadLetters {
 impl FileDeadLetters {
     /// Dead letters in `objects`, with the daily files in `journal` (the same place). `directory` is what people are told.
     pub fn new(objects: Arc<dyn ObjectStore>, journal: Arc<dyn Journal>, directory: impl Into<String>) -> Self {
-        Self { objects, journal, directory: directory.into(), retention: None, stats: Mutex::new(None) }
+        Self { objects, journal, directory: directory.into(), retention: None, crash: CrashPoints::default(), stats: Mutex::new(None) }
     }
 
     /// Keeps entries for this long, and up to a day longer; without it for ever.
     #[must_use]
     pub fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
+        self
+    }
+
+    /// The same with the crash points of a process.
+    #[must_use]
+    pub fn with_crash_points(mut self, crash: CrashPoints) -> Self {
+        self.crash = crash;
         self
     }
 
@@ -167,6 +176,7 @@ impl DeadLetters for FileDeadLetters {
             entries.push(entry);
         }
 
+        self.crash.pass(CrashPoint::LetterRecords).await;
         let mut stats = self.stats.lock().await;
         if batch.again {
             let known: HashSet<String> = parse_entries(&self.journal.read(&file).await?).map(|e| e.id).collect();

@@ -92,7 +92,14 @@ pub struct FileDeadLetters {
 impl FileDeadLetters {
     /// Dead letters in `objects`, with the daily files in `journal` (the same place). `directory` is what people are told.
     pub fn new(objects: Arc<dyn ObjectStore>, journal: Arc<dyn Journal>, directory: impl Into<String>) -> Self {
-        Self { objects, journal, directory: directory.into(), retention: None, crash: CrashPoints::default(), stats: Mutex::new(None) }
+        Self {
+            objects,
+            journal,
+            directory: directory.into(),
+            retention: None,
+            crash: CrashPoints::default(),
+            stats: Mutex::new(None),
+        }
     }
 
     /// Keeps entries for this long, and up to a day longer; without it for ever.

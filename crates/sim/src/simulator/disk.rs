@@ -58,8 +58,7 @@ impl Disk {
             }
             (1, Some((path, _))) if !spares(&path) => self.tear(&path, random).await,
             (2, _) => {
-                let mut files: Vec<Path> =
-                    self.files.list(None).map_ok(|file| file.location).try_collect().await?;
+                let mut files: Vec<Path> = self.files.list(None).map_ok(|file| file.location).try_collect().await?;
                 files.sort();
                 files.retain(|path| !spares(path));
                 match files.len() as u64 {
@@ -143,7 +142,9 @@ impl LifeStore {
     /// The commit of a batch with the state of the batch before it.
     async fn one_version_off(&self, path: &Path) -> Option<Bytes> {
         let batch: u64 = path.as_ref().split_once("/commits/")?.1.parse().ok()?;
-        let before = Path::from(path.as_ref().replace(&format!("commits/{batch}"), &format!("commits/{}", batch.checked_sub(1)?)));
+        let before = Path::from(
+            path.as_ref().replace(&format!("commits/{batch}"), &format!("commits/{}", batch.checked_sub(1)?)),
+        );
         let decode = |bytes: Bytes| CommitEntry::decode(std::str::from_utf8(&bytes).ok()?).ok();
         let mut commit = decode(self.disk.content(path).await?)?;
         commit.perennial.as_mut()?.state = decode(self.disk.content(&before).await?)?.perennial?.state;
@@ -203,7 +204,8 @@ impl ObjectStore for LifeStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (store, prefix) = (self.clone(), prefix.cloned());
-        let files = async move { store.files(prefix.as_ref()).await.map(|files| stream::iter(files.into_iter().map(Ok))) };
+        let files =
+            async move { store.files(prefix.as_ref()).await.map(|files| stream::iter(files.into_iter().map(Ok))) };
         stream::once(files).try_flatten().boxed()
     }
 

@@ -45,7 +45,7 @@ pub enum Effect {
 }
 
 /// How a life goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fate {
     pub death: Death,
     /// One call in so many fails; 0 for none.

@@ -11,7 +11,6 @@ mod queries;
 mod records;
 mod sinks;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
@@ -102,18 +101,16 @@ impl Simulator {
     }
 }
 
-/// What a life reported.
+/// Writes down what a life reports.
 #[derive(Debug)]
 struct Seen {
     trace: Trace,
-    reports: Mutex<BTreeMap<BatchId, BatchReport>>,
     life: u64,
 }
 
 impl Observer for Seen {
     fn committed(&self, _: &str, report: &BatchReport) {
         self.trace.add(format!("{} batch {} is committed: {:?}", self.life, report.batch, report.counts));
-        self.reports.lock().insert(report.batch, report.clone());
     }
 
     fn failed(&self, _: &str, batch: Option<BatchId>, error: &Error, action: Action) {
@@ -141,8 +138,6 @@ struct Simulation<'a> {
     checkpoint: Arc<Disk>,
     letters: Arc<Disk>,
     target: Arc<Mutex<Target>>,
-    /// Reports of all lives, the last one of each batch.
-    reports: BTreeMap<BatchId, BatchReport>,
     lives: u64,
     deaths: u64,
     takeovers: u64,
@@ -173,7 +168,6 @@ impl<'a> Simulation<'a> {
             checkpoint: Arc::default(),
             letters: Arc::default(),
             target: Arc::default(),
-            reports: BTreeMap::new(),
             lives: 0,
             deaths: 0,
             takeovers: 0,
@@ -263,7 +257,7 @@ impl<'a> Simulation<'a> {
         if fate.pause.is_none() {
             return self.one_life(first, share, of).await;
         }
-        let (seen, job) = self.job(&first, share, of);
+        let job = self.job(&first, share, of);
         let mut one = Box::pin(run_life(first.clone(), job));
         let stands_still = tokio::select! {
             biased;
@@ -271,33 +265,32 @@ impl<'a> Simulation<'a> {
             () = first.paused.cancelled() => None,
         };
         if let Some(end) = stands_still {
-            return self.end_life(&first, &seen, end);
+            return self.end_life(&first, end);
         }
         self.takeovers += 1;
         let fate = Fate { pause: None, ..self.fate() };
         let second = self.begin_life(fate);
         second.wake_after(self.random.below(200), first.clone());
-        let (second_seen, job) = self.job(&second, of, of);
+        let job = self.job(&second, of, of);
         let other = async {
             let end = run_life(second.clone(), job).await;
             first.resume();
             end
         };
         let (one, other) = futures::join!(one, other);
-        self.end_life(&first, &seen, one);
-        self.end_life(&second, &second_seen, other);
+        self.end_life(&first, one);
+        self.end_life(&second, other);
     }
 
     async fn one_life(&mut self, life: Arc<Life>, share: u64, of: u64) {
-        let (seen, job) = self.job(&life, share, of);
+        let job = self.job(&life, share, of);
         let end = run_life(life.clone(), job).await;
-        self.end_life(&life, &seen, end);
+        self.end_life(&life, end);
     }
 
     /// Keeps what a life left behind; `None`: it died.
-    fn end_life(&mut self, life: &Life, seen: &Seen, end: Option<Result<()>>) {
+    fn end_life(&mut self, life: &Life, end: Option<Result<()>>) {
         life.die("the end");
-        self.reports.extend(std::mem::take(&mut *seen.reports.lock()));
         let error = match end {
             None => {
                 self.deaths += 1;
@@ -321,7 +314,7 @@ impl<'a> Simulation<'a> {
         LifeStore { name, disk: disk.clone(), life: life.clone(), bug }
     }
 
-    fn job(&self, life: &Arc<Life>, share: u64, of: u64) -> (Arc<Seen>, JobSpec) {
+    fn job(&self, life: &Arc<Life>, share: u64, of: u64) -> JobSpec {
         let crash = CrashPoints::new(life.clone());
         let source = |(name, records): (&&'static str, &Arc<Records>)| SourceSpec {
             name: (*name).to_owned(),
@@ -358,10 +351,9 @@ impl<'a> Simulation<'a> {
             watermark_after_restart: Default::default(),
             no_data_batches: true,
         };
-        let seen = Arc::new(Seen { trace: self.trace.clone(), reports: Mutex::default(), life: life.number });
         let letters: Arc<dyn ObjectStore> = Arc::new(self.store("letters", &self.letters, life));
         let letters = FileDeadLetters::new(letters.clone(), Arc::new(letters), "dlq").with_crash_points(crash.clone());
-        let job = JobSpec {
+        JobSpec {
             name: "simulated".to_owned(),
             version: "1".to_owned(),
             env: Env {
@@ -384,9 +376,8 @@ impl<'a> Simulation<'a> {
                 max_deltas: 3,
                 part_bytes: 512,
             },
-            observer: seen.clone(),
-        };
-        (seen, job)
+            observer: Arc::new(Seen { trace: self.trace.clone(), life: life.number }),
+        }
     }
 
     /// Compares what arrived with a plain computation over the same records, and looks whether the logs hang together.
@@ -437,7 +428,7 @@ impl<'a> Simulation<'a> {
             wrong.push(format!("the logs have gaps: {logs:?}"));
         }
         let stateful = !self.planned.plan.state().is_empty();
-        let mut watermark = 0;
+        let (mut watermark, mut read) = (0, 0);
         for batch in logs.commits {
             let (offsets, commit) = match log.read_batch(batch).await? {
                 Ok(read) => read,
@@ -452,10 +443,16 @@ impl<'a> Simulation<'a> {
                 wrong.push(format!("the watermark of batch {batch} went back"));
             }
             watermark = commit.next_watermark_ms;
-            let missing = commit.perennial.map_or(0, |details| details.counts.missing(stateful));
+            let counts = commit.perennial.map(|details| details.counts).unwrap_or_default();
+            read += counts.read;
+            let missing = counts.missing(stateful);
             if missing != 0 {
                 wrong.push(format!("the accounts of batch {batch} do not close: {missing}"));
             }
+        }
+        let given: u64 = self.records.iter().map(|records| records.len()).sum();
+        if self.batches_to_retain > 2 && self.damage.is_empty() && read != given {
+            wrong.push(format!("{read} records in the accounts instead of {given}"));
         }
         self.violations.extend(wrong);
         Ok(())

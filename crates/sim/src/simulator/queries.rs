@@ -134,9 +134,8 @@ fn sessions(rows: &[Row]) -> Vec<String> {
     let mut sessions = Vec::new();
     for (key, mut times) in times {
         times.sort_unstable();
-        // Sessions that touch are two, as in Spark: the end is not part of a session.
         for session in times.chunk_by(|one, next| next - one < GAP) {
-            if let [first, .., last] | [first @ last] = session {
+            if let (Some(first), Some(last)) = (session.first(), session.last()) {
                 sessions.push(format!("{first}|{}|{key}|{}", last + GAP, session.len()));
             }
         }

@@ -153,7 +153,11 @@ impl SimSink {
         let known = known.await?;
         self.crash.pass(CrashPoint::SinkPublished).await;
         if outside && !known {
-            self.step("ledger", |target| Ok(drop(target.ledger.insert(batch.id, rows.to_vec())))).await?;
+            self.step("ledger", |target| {
+                target.ledger.insert(batch.id, rows.to_vec());
+                Ok(())
+            })
+            .await?;
         }
         Ok(known)
     }
@@ -163,7 +167,8 @@ impl SimSink {
         self.step("stage", |target| {
             // A transaction that an earlier process left open is given up.
             target.staged.retain(|(epoch, _), _| *epoch >= batch.epoch);
-            Ok(drop(target.staged.insert(place, rows.to_vec())))
+            target.staged.insert(place, rows.to_vec());
+            Ok(())
         })
         .await?;
         self.crash.pass(CrashPoint::SinkStaged).await;

@@ -10,7 +10,7 @@ use serde_json::{Map, json};
 
 use crate::checkpoint::{
     BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
-    recover,
+    oldest_to_keep, recover,
 };
 use crate::crash::CrashPoint;
 use crate::dead_letter::LetterBatch;
@@ -255,7 +255,7 @@ impl Query {
             state,
             watermarks,
             plan_digest,
-            batches_to_retain: job.batches_to_retain.max(2),
+            batches_to_retain: job.batches_to_retain,
             next: committed.map_or(0, |last| last + 1),
             ends,
             last_watermark_ms,
@@ -616,11 +616,9 @@ impl Query {
         counts
     }
 
-    /// Removes what no batch that is kept needs. Done in chunks: a batch should not pay for the removal of another one.
+    /// Removes what no batch that is kept needs.
     async fn retain(&mut self, newest: Option<StateRef>) -> Result<()> {
-        let chunk = (self.batches_to_retain / 10).max(1);
-        if self.kept.len() as u64 > self.batches_to_retain + chunk {
-            let oldest = self.next - self.batches_to_retain;
+        if let Some(oldest) = oldest_to_keep(&self.kept, self.next, self.batches_to_retain) {
             self.env.crash.pass(CrashPoint::BeforeCleanup).await;
             self.log.retain(oldest, &mut self.kept).await?;
             self.env.crash.pass(CrashPoint::CleanedLogs).await;

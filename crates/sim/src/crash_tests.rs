@@ -230,6 +230,22 @@ async fn a_process_that_was_taken_over_is_fenced_before_it_writes() {
 }
 
 #[tokio::test]
+async fn a_process_that_slept_through_many_takeovers_is_fenced() {
+    let world = World::new();
+    let sound = || FaultyStore::sound(world.checkpoint.clone());
+    let job = world.job(sound(), FaultyStore::sound(world.letters.clone()));
+    let mut sleeper = Query::open(&job, &job.queries[0]).await.unwrap();
+    sleeper.run_batch().await.unwrap();
+    // More than the number of epochs whose files are kept.
+    for _ in 0..15 {
+        Query::open(&job, &job.queries[0]).await.unwrap();
+    }
+    let error = sleeper.run_batch().await.unwrap_err();
+    assert_eq!(error.class(), class::FENCED, "{error}");
+    assert_eq!(world.sink.target.lock().batches.len(), 1, "the fenced process wrote to the sink");
+}
+
+#[tokio::test]
 async fn a_checkpoint_of_another_job_is_refused() {
     let world = World::new();
     world.live_soundly().await;

@@ -79,16 +79,18 @@ impl CheckpointLog {
 
     /// Fails when another process took the checkpoint over.
     pub async fn check_fence(&self) -> Result<()> {
-        match self.env.storage.head(&self.epoch_path(self.epoch + 1)).await {
-            Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-            Ok(_) => Err(Error::new(
+        // Who slept for long may find its successor's file removed. Its own was removed before: what is old goes oldest first.
+        let (own, next) = (self.epoch_path(self.epoch), self.epoch_path(self.epoch + 1));
+        match futures::join!(self.env.storage.head(&own), self.env.storage.head(&next)) {
+            (Ok(_), Err(object_store::Error::NotFound { .. })) => Ok(()),
+            (Err(error), _) | (_, Err(error)) if !matches!(error, object_store::Error::NotFound { .. }) => {
+                Err(error.into())
+            }
+            _ => Err(Error::new(
                 class::FENCED,
                 format!(
-                    "another process took over the checkpoint {} (epoch {} after this one's {}): this one stops writing; run only one process per checkpoint",
-                    self.root,
-                    self.epoch + 1,
-                    self.epoch
+                    "another process took over the checkpoint {} after this one (epoch {}): this one stops writing; run only one process per checkpoint",
+                    self.root, self.epoch
                 ),
             )),
         }

@@ -279,6 +279,27 @@ async fn old_logs_are_removed_and_the_rest_still_recovers() {
 }
 
 #[tokio::test]
+async fn a_cleanup_that_fails_leaves_no_gap() {
+    for at in 0..60 {
+        let world = World::new();
+        let job = |checkpoint| {
+            let mut job = world.job(checkpoint, FaultyStore::sound(world.letters.clone()));
+            job.batches_to_retain = 2;
+            job.queries[0].sources[0].factory = Arc::new(Numbers { records: 12, per_batch: 1 });
+            job
+        };
+        for checkpoint in [
+            FaultyStore::failing(world.checkpoint.clone(), at, Fault::ErrorBefore),
+            FaultyStore::sound(world.checkpoint.clone()),
+        ] {
+            for end in supervisor::run(job(checkpoint), CancellationToken::new()).await {
+                assert!(end.result.is_ok(), "write {at}: {:?}", end.result);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stop_lets_the_batch_at_hand_finish() {
     let world = World::new();
     let (checkpoint, letters) =

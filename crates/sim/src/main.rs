@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use perennial_core::Result;
+use perennial_core::error::ResultExt;
 use perennial_sim::simulator::{Bug, Outcome, Simulator};
 
 /// Runs whole jobs in a world that fails as a seed says, and checks what arrived.
@@ -46,7 +47,8 @@ fn run_all(arguments: &Arguments) -> Result<u64> {
             if seed >= arguments.seeds {
                 return Ok(());
             }
-            let outcome = simulator.run(arguments.from + seed, arguments.bug)?;
+            let seed = arguments.from + seed;
+            let outcome = simulator.run(seed, arguments.bug).at(|| format!("seed {seed}"))?;
             deaths.fetch_add(outcome.deaths, SeqCst);
             takeovers.fetch_add(outcome.takeovers, SeqCst);
             duplicates.fetch_add(outcome.duplicates, SeqCst);

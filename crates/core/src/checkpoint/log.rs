@@ -284,11 +284,12 @@ impl CheckpointLog {
 
     /// Removes the logs of batches before `oldest`. Offsets go last, so that a crash in between leaves no commit without its offsets.
     pub async fn retain(&self, oldest: BatchId, known: &mut Vec<BatchId>) -> Result<()> {
-        let keep = known.partition_point(|batch| *batch < oldest);
-        for batch in known.drain(..keep) {
+        while let Some(batch) = known.first().copied().filter(|batch| *batch < oldest) {
             self.remove(&self.path("commits", batch)).await?;
             self.env.crash.pass(CrashPoint::HalfCleanup).await;
             self.remove(&self.path("offsets", batch)).await?;
+            // Not before: what could not be removed is the first to go the next time, or it would stand before a gap.
+            known.remove(0);
         }
         Ok(())
     }

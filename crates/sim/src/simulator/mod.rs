@@ -85,7 +85,7 @@ impl Simulator {
     /// # Errors
     /// Where the engine does not plan them.
     pub fn new() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.map_err(|error| Error::bug("no runtime").caused_by(error))?;
         Ok(Self { planned: runtime.block_on(Planned::all())?, runtime })
     }
@@ -424,7 +424,10 @@ impl<'a> Simulation<'a> {
         let log = CheckpointLog::open(env, QUERY).await?;
         let logs = log.find().await?;
         let last = logs.offsets.last().copied();
-        if recover(&logs)? != last.map_or(Recovery::Fresh, |last| Recovery::Continue { last }) {
+        let decision = recover(&logs);
+        if let Err(error) = &decision {
+            wrong.push(format!("the checkpoint does not go on: {error}"));
+        } else if decision.ok() != Some(last.map_or(Recovery::Fresh, |last| Recovery::Continue { last })) {
             wrong.push(format!("the logs have gaps: {logs:?}"));
         }
         let stateful = !self.planned.plan.state().is_empty();

@@ -88,7 +88,7 @@ const KINDS: &[Kind] = &[
     },
     Kind {
         name: "windows of windows",
-        sql: "SELECT window.start AS s, count(*) AS groups, sum(n) AS n FROM \
+        sql: "SELECT window(window, '10 seconds').start AS s, count(*) AS groups, sum(n) AS n FROM \
               (SELECT window, key, count(*) AS n FROM a GROUP BY window(at, '2 seconds'), key) GROUP BY window(window, '10 seconds')",
         mode: OutputMode::Append,
         keys: 1,

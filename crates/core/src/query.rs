@@ -355,6 +355,10 @@ impl Query {
             again: batch.again,
         };
         self.env.crash.pass(CrashPoint::BeforeLetters).await;
+        if !letters.is_empty() {
+            // The day's file has no ledger of epochs that would keep a process out that was taken over in the meantime.
+            self.log.check_fence().await?;
+        }
         self.dead_letters.write(&letter_batch, letters).await.at(|| "dead letters".into())?;
         self.env.crash.pass(CrashPoint::AfterLetters).await;
         phases.dead_letters = watch.lap();

@@ -124,11 +124,14 @@ impl FileDeadLetters {
         Ok(names)
     }
 
-    /// All entries, oldest file first.
+    /// All entries, oldest file first. One that is there twice, because a process wrote it while another one took over, is the same and
+    /// counts once.
     pub async fn entries(&self) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+        let (mut entries, mut known) = (Vec::new(), HashSet::new());
         for name in self.daily_files().await? {
-            entries.extend(parse_entries(&self.journal.read(&name).await?));
+            let content = self.journal.read(&name).await?;
+            let found = parse_entries(&content);
+            entries.extend(found.filter(|entry| known.insert(entry.id.clone())));
         }
         Ok(entries)
     }

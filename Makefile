@@ -4,8 +4,9 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 ARGS ?=
+SEEDS ?= 1000
 
-.PHONY: help demo test bench bench-peers bench-nexmark lint fmt services-up services-down clean
+.PHONY: help demo test sim bench bench-peers bench-nexmark lint fmt services-up services-down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ printf "  %s %-14s", $$1, $$2; $$1 = $$2 = ""; print $$0 }'
@@ -16,6 +17,10 @@ demo: ## build the program and run the demonstration job, with nothing else to i
 test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 	@scripts/setup test
 	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS) -- --include-ignored
+
+sim: ## run jobs in a world that fails on purpose (SEEDS=10000 for more of them, ARGS='--from 10000' for others)
+	@scripts/setup build
+	cargo run --release -p perennial-sim --bin simulate -- --seeds $(SEEDS) $(ARGS)
 
 bench: ## measure the main job from files and Kafka, decoding, the stateful query and the sinks
 	@scripts/setup bench

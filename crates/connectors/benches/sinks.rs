@@ -95,7 +95,12 @@ impl Bench {
         let schema = Schema::clone(&self.rows[0].schema());
         let key = [(perennial_connectors::sinks::UNIQUE_KEY.to_owned(), "sensor_id,event_time".to_owned())];
         SinkContext {
-            env: Env { clock: Arc::new(Stopped), entropy: Arc::new(Stopped), storage: Arc::new(InMemory::new()) },
+            env: Env {
+                clock: Arc::new(Stopped),
+                entropy: Arc::new(Stopped),
+                storage: Arc::new(InMemory::new()),
+                crash: Default::default(),
+            },
             job: "bench".to_owned(),
             query: "bench".to_owned(),
             query_id: "0123456789abcdef".to_owned(),

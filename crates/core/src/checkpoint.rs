@@ -23,6 +23,7 @@ mod inspect;
 mod log;
 mod mend;
 mod recovery;
+mod retention;
 mod source_log;
 mod survey;
 #[cfg(test)]
@@ -33,5 +34,6 @@ pub use inspect::{Checked, FileMeta, Inspector, Look};
 pub use log::{CheckpointLog, request_replay};
 pub use mend::{Plan, Step};
 pub use recovery::{Damage, Found, Part, Recovery, recover};
+pub use retention::oldest_to_keep;
 pub use source_log::SourceLog;
 pub use survey::{BatchSurvey, Finding, Survey};

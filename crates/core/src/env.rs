@@ -6,6 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use object_store::ObjectStore;
 
+use crate::crash::CrashPoints;
+
 /// Time. The wall clock in a job, a manual one in tests.
 #[async_trait]
 pub trait Clock: Send + Sync + std::fmt::Debug {
@@ -35,6 +37,8 @@ pub struct Env {
     /// Storage of the checkpoint. A `put` is durable when it returns (fsync on a local disk), atomic, and honours
     /// [`PutMode::Create`](object_store::PutMode::Create).
     pub storage: Arc<dyn ObjectStore>,
+    /// Where the process can be made to die, in tests.
+    pub crash: CrashPoints,
 }
 
 impl Env {

@@ -109,6 +109,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_part_can_hide_a_weaker_one() {
+        let replays = [Replay::Lost, Replay::AtLeastOnce, Replay::Exact];
+        let deliveries = [Delivery::Append, Delivery::IdempotentByKey, Delivery::IdempotentByBatch];
+        let modes = [OutputMode::Append, OutputMode::Update, OutputMode::Complete];
+        let of = |first: usize, second: usize, deterministic, changes: bool, delivery: usize, mode| {
+            let sources = [("s0", replays[first]), ("s1", replays[second])];
+            compute(sources, deterministic, changes.then_some("t"), ("out", deliveries[delivery]), mode)
+        };
+        for mode in modes {
+            for bits in 0..108 {
+                let (first, second, delivery) = (bits % 3, bits / 3 % 3, bits / 9 % 3);
+                let (deterministic, changes) = (bits / 27 % 2 == 1, bits / 54 == 1);
+                let computed = of(first, second, deterministic, changes, delivery, mode);
+                let exact = computed.guarantee == Guarantee::ExactlyOnce;
+                assert_eq!(exact, computed.weakest.is_none(), "what is not exact says why");
+                assert!(!exact || (first, second) == (2, 2), "exactly once needs sources that replay");
+                let writes_twice = delivery == 0 && mode != OutputMode::Complete;
+                assert!(!exact || !writes_twice, "exactly once needs a sink that knows what it has");
+                assert_eq!(computed.guarantee == Guarantee::AtMostOnce, first == 0 || second == 0);
+                // Each part made better, alone.
+                let better = [
+                    of((first + 1).min(2), second, deterministic, changes, delivery, mode),
+                    of(first, (second + 1).min(2), deterministic, changes, delivery, mode),
+                    of(first, second, true, changes, delivery, mode),
+                    of(first, second, deterministic, false, delivery, mode),
+                    of(first, second, deterministic, changes, 2, mode),
+                ];
+                for better in better {
+                    assert!(better.guarantee >= computed.guarantee, "{better:?} is worse than {computed:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_weakest_part_decides() {
         use Delivery as D;
         use Guarantee::*;

@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod control;
+pub mod crash;
 pub mod ddl;
 pub mod dead_letter;
 pub mod decode;

@@ -10,8 +10,9 @@ use serde_json::{Map, json};
 
 use crate::checkpoint::{
     BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
-    recover,
+    oldest_to_keep, recover,
 };
+use crate::crash::CrashPoint;
 use crate::dead_letter::{DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
 use crate::env::Env;
 use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
@@ -296,7 +297,7 @@ impl Query {
             state,
             watermarks,
             plan_digest,
-            batches_to_retain: job.batches_to_retain.max(2),
+            batches_to_retain: job.batches_to_retain,
             next: committed.map_or(0, |last| last + 1),
             ends,
             last_watermark_ms,
@@ -456,7 +457,13 @@ impl Query {
             job_version: self.job_version.clone(),
             again: batch.again,
         };
+        self.env.crash.pass(CrashPoint::BeforeLetters).await;
+        if !letters.is_empty() {
+            // The day's file has no ledger of epochs that would keep a process out that was taken over in the meantime.
+            self.log.check_fence().await?;
+        }
         self.dead_letters.write(&letter_batch, letters).await.at(|| "dead letters".into())?;
+        self.env.crash.pass(CrashPoint::AfterLetters).await;
         phases.dead_letters = watch.lap();
 
         for (number, input) in self.spec.plan.inputs().iter().enumerate() {
@@ -528,9 +535,11 @@ impl Query {
     async fn attempt(&mut self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
         let (intake, execution) = self.begin(batch, take).await?;
         let sink_batch = self.sink_batch(batch, again);
+        self.env.crash.pass(CrashPoint::BeforeSink).await;
         let written = self.sink.write(&sink_batch, execution.rows).await;
         self.attempted = intake.read();
         let written = written?;
+        self.env.crash.pass(CrashPoint::AfterSink).await;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written })
     }
 
@@ -630,6 +639,7 @@ impl Query {
         report.finished_at_micros = self.env.clock.now_micros();
 
         // The batch is done. What follows is for others and for later, and does no harm to it when it fails.
+        self.env.crash.pass(CrashPoint::BeforeAcknowledge).await;
         for (open, end) in self.sources.iter().zip(&self.ends) {
             if let Some(end) = end
                 && let Err(error) = open.source.acknowledge(end).await
@@ -637,6 +647,7 @@ impl Query {
                 tracing::warn!(source = %open.name, %error, "the source was not told of the committed batch");
             }
         }
+        self.env.crash.pass(CrashPoint::AfterAcknowledge).await;
         if let Some(details) = &commit.perennial {
             mark_replayed(&self.env, self.dead_letters.as_ref(), &details.replayed).await;
         }
@@ -802,17 +813,18 @@ impl Query {
         counts
     }
 
-    /// Removes what no batch that is kept needs. Done in chunks: a batch should not pay for the removal of another one.
+    /// Removes what no batch that is kept needs.
     async fn retain(&mut self, newest: Option<StateRef>) -> Result<()> {
-        let chunk = (self.batches_to_retain / 10).max(1);
-        if self.kept.len() as u64 > self.batches_to_retain + chunk {
-            let oldest = self.next - self.batches_to_retain;
+        if let Some(oldest) = oldest_to_keep(&self.kept, self.next, self.batches_to_retain) {
+            self.env.crash.pass(CrashPoint::BeforeCleanup).await;
             self.log.retain(oldest, &mut self.kept).await?;
+            self.env.crash.pass(CrashPoint::CleanedLogs).await;
             if newest.is_some()
                 && let Some(state) = self.log.read_commit(oldest).await?.perennial.and_then(|p| p.state)
             {
                 self.state.retain(&state).await?;
             }
+            self.env.crash.pass(CrashPoint::AfterCleanup).await;
         }
         Ok(())
     }

@@ -70,6 +70,7 @@
 use std::sync::Arc;
 
 pub mod catalogue;
+mod crash;
 pub mod dlq;
 pub mod http;
 pub mod job;

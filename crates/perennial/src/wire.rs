@@ -26,6 +26,7 @@ use perennial_core::watermark::PerPartition;
 use perennial_spark_checkpoint::Adopter;
 use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
+use crate::crash;
 use crate::job::{Job, JobQuery, JobSource, JobTable};
 use crate::job_file::StateBackend;
 use crate::scratch::LocalScratch;
@@ -239,10 +240,12 @@ impl Ready {
     pub fn new(job: &Job, planned: Planned, observer: impl FnOnce(&Env) -> Arc<dyn Observer>) -> Result<Self> {
         let checkpoint = open_storage(&job.checkpoint, "checkpoint")?;
         let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
-        let env = world::env(checkpoint.store);
+        let mut env = world::env(checkpoint.store);
+        env.crash = crash::from_environment()?;
         let observer = observer(&env);
         let state = state(job, &planned.memory)?;
-        Ok(Self { spec: spec(job, planned, env, Arc::new(job.open_dead_letters()?), observer, state), _lock: lock })
+        let letters = job.open_dead_letters()?.with_crash_points(env.crash.clone());
+        Ok(Self { spec: spec(job, planned, env, Arc::new(letters), observer, state), _lock: lock })
     }
 }
 

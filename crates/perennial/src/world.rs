@@ -44,5 +44,10 @@ impl Entropy for SystemEntropy {
 
 /// The real world with this storage.
 pub fn env(storage: Arc<dyn ObjectStore>) -> Env {
-    Env { clock: Arc::new(WallClock { started: Instant::now() }), entropy: Arc::new(SystemEntropy), storage }
+    Env {
+        clock: Arc::new(WallClock { started: Instant::now() }),
+        entropy: Arc::new(SystemEntropy),
+        storage,
+        crash: Default::default(),
+    }
 }

@@ -234,6 +234,22 @@ async fn a_process_that_was_taken_over_is_fenced_before_it_writes() {
 }
 
 #[tokio::test]
+async fn a_process_that_slept_through_many_takeovers_is_fenced() {
+    let world = World::new();
+    let sound = || FaultyStore::sound(world.checkpoint.clone());
+    let job = world.job(sound(), FaultyStore::sound(world.letters.clone()));
+    let mut sleeper = Query::open(&job, &job.queries[0]).await.unwrap();
+    sleeper.run_batch().await.unwrap();
+    // More than the number of epochs whose files are kept.
+    for _ in 0..15 {
+        Query::open(&job, &job.queries[0]).await.unwrap();
+    }
+    let error = sleeper.run_batch().await.unwrap_err();
+    assert_eq!(error.class(), class::FENCED, "{error}");
+    assert_eq!(world.sink.target.lock().batches.len(), 1, "the fenced process wrote to the sink");
+}
+
+#[tokio::test]
 async fn a_checkpoint_of_another_job_is_refused() {
     let world = World::new();
     world.live_soundly().await;
@@ -264,6 +280,27 @@ async fn old_logs_are_removed_and_the_rest_still_recovers() {
     let found = log.find().await.unwrap();
     assert!(found.offsets.len() <= 4 && found.offsets.last() == Some(&(RECORDS - 1)), "{found:?}");
     assert_eq!(found.offsets, found.commits);
+}
+
+#[tokio::test]
+async fn a_cleanup_that_fails_leaves_no_gap() {
+    for at in 0..60 {
+        let world = World::new();
+        let job = |checkpoint| {
+            let mut job = world.job(checkpoint, FaultyStore::sound(world.letters.clone()));
+            job.batches_to_retain = 2;
+            job.queries[0].sources[0].factory = Arc::new(Numbers { records: 12, per_batch: 1 });
+            job
+        };
+        for checkpoint in [
+            FaultyStore::failing(world.checkpoint.clone(), at, Fault::ErrorBefore),
+            FaultyStore::sound(world.checkpoint.clone()),
+        ] {
+            for end in supervisor::run(job(checkpoint), CancellationToken::new()).await {
+                assert!(end.result.is_ok(), "write {at}: {:?}", end.result);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -6,8 +6,11 @@
 
 pub mod job;
 pub mod scratch;
+pub mod simulator;
 pub mod store;
 pub mod world;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod simulator_tests;

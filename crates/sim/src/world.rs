@@ -15,6 +15,19 @@ pub const START_MICROS: i64 = 1_763_715_600_000_000;
 #[derive(Debug)]
 pub struct SimClock(AtomicI64);
 
+impl Default for SimClock {
+    fn default() -> Self {
+        Self(AtomicI64::new(START_MICROS))
+    }
+}
+
+impl SimClock {
+    /// Lets time pass for all.
+    pub fn advance(&self, micros: i64) {
+        self.0.fetch_add(micros, SeqCst);
+    }
+}
+
 #[async_trait]
 impl Clock for SimClock {
     fn now_micros(&self) -> i64 {
@@ -36,6 +49,23 @@ impl Clock for SimClock {
 #[derive(Debug)]
 pub struct SimEntropy(AtomicU64);
 
+impl SimEntropy {
+    /// All that it gives follows from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(AtomicU64::new(seed))
+    }
+
+    /// A number below `end`, which is not 0.
+    pub fn below(&self, end: u64) -> u64 {
+        self.next_u64() % end
+    }
+
+    /// Whether something happens that happens once in `times`; never where that is 0.
+    pub fn once_in(&self, times: u64) -> bool {
+        times > 0 && self.below(times) == 0
+    }
+}
+
 impl Entropy for SimEntropy {
     fn next_u64(&self) -> u64 {
         let mut z = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -48,8 +78,9 @@ impl Entropy for SimEntropy {
 /// A world with this storage, whose randomness follows from `seed`.
 pub fn env(storage: Arc<dyn ObjectStore>, seed: u64) -> Env {
     Env {
-        clock: Arc::new(SimClock(AtomicI64::new(START_MICROS))),
-        entropy: Arc::new(SimEntropy(AtomicU64::new(seed))),
+        clock: Arc::new(SimClock::default()),
+        entropy: Arc::new(SimEntropy::new(seed)),
         storage,
+        crash: Default::default(),
     }
 }

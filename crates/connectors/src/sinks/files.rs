@@ -29,6 +29,7 @@ use parquet::basic::ZstdLevel;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
+use perennial_core::crash::{CrashPoint, CrashPoints};
 use perennial_core::error::{Error, Result, ResultExt, class};
 use perennial_core::sink::{Delivery, OutputMode, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
 use schemars::JsonSchema;
@@ -185,6 +186,7 @@ impl SinkFactory for FilesSink {
             settings: self.clone(),
             layout: Arc::new(layout),
             query: context.query_id.chars().take(8).collect(),
+            crash: context.env.crash,
             storage: OnceCell::new(),
         }))
     }
@@ -235,6 +237,7 @@ struct Files {
     layout: Arc<Layout>,
     /// The beginning of the query's identity: queries that write to the same directory keep apart.
     query: String,
+    crash: CrashPoints,
     storage: OnceCell<Storage>,
 }
 
@@ -343,11 +346,17 @@ impl Files {
             stream::iter(files.values_mut().map(Ok))
                 .try_for_each_concurrent(CONCURRENT_FILES, |file| file.finish(stage))
                 .await?;
+            self.crash.pass(CrashPoint::SinkStaged).await;
             stream::iter(files.values_mut().map(Ok))
-                .try_for_each_concurrent(CONCURRENT_FILES, |file| file.publish())
+                .try_for_each_concurrent(CONCURRENT_FILES, |file| async {
+                    file.publish().await?;
+                    self.crash.pass(CrashPoint::SinkHalf).await;
+                    Ok(())
+                })
                 .await
         };
         everything.await.at(|| self.place())?;
+        self.crash.pass(CrashPoint::SinkPublished).await;
         written.bytes = files.values().map(|file| file.bytes).sum();
         Ok(written)
     }

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use perennial_core::config::{HumanDuration, Secret};
+use perennial_core::crash::CrashPoint;
 use perennial_core::env::Env;
 use perennial_core::error::{Error, Result, class};
 use perennial_core::sink::{Delivery, OutputMode, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
@@ -322,7 +323,11 @@ impl Postgres {
         )
         .map_err(fault)?;
         match end {
-            End::Commit => transaction.commit().await.map_err(fault)?,
+            End::Commit => {
+                self.env.crash.pass(CrashPoint::SinkStaged).await;
+                transaction.commit().await.map_err(fault)?;
+                self.env.crash.pass(CrashPoint::SinkPublished).await;
+            }
             End::TakeBack => {
                 // Constraints may wait for the end of the transaction; a probe must see them.
                 transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(fault)?;

@@ -11,6 +11,7 @@ use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use futures::StreamExt;
 use perennial_core::config::HumanDuration;
+use perennial_core::crash::CrashPoint;
 use perennial_core::env::Env;
 use perennial_core::error::{Error, Result, ResultExt, class};
 use perennial_core::sink::{Delivery, OutputMode, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
@@ -311,7 +312,11 @@ impl Target {
             })
             .map_err(fault)?;
         match end {
-            End::Commit => transaction.commit().map_err(fault)?,
+            End::Commit => {
+                self.env.crash.pass_blocking(CrashPoint::SinkStaged)?;
+                transaction.commit().map_err(fault)?;
+                self.env.crash.pass_blocking(CrashPoint::SinkPublished)?;
+            }
             End::TakeBack => transaction.rollback().map_err(fault)?,
         }
         Ok(Written { rows: count, bytes: 0, duplicate: false })

@@ -36,7 +36,12 @@ impl Entropy for Zeros {
 }
 
 pub(crate) fn context(schema: SchemaRef, output_mode: OutputMode) -> SinkContext {
-    let env = Env { clock: Arc::new(StoppedClock), entropy: Arc::new(Zeros), storage: Arc::new(InMemory::new()) };
+    let env = Env {
+        clock: Arc::new(StoppedClock),
+        entropy: Arc::new(Zeros),
+        storage: Arc::new(InMemory::new()),
+        crash: Default::default(),
+    };
     let (job, query, query_id) = ("greenhouse".into(), "per_minute".into(), "0123456789abcdef".into());
     SinkContext { env, job, query, query_id, schema, output_mode }
 }

@@ -56,7 +56,12 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let clock = Arc::new(ManualClock(AtomicI64::new(1_767_225_600_000_000)));
-        let env = Env { clock: clock.clone(), entropy: Arc::new(Zero), storage: Arc::new(InMemory::new()) };
+        let env = Env {
+            clock: clock.clone(),
+            entropy: Arc::new(Zero),
+            storage: Arc::new(InMemory::new()),
+            crash: Default::default(),
+        };
         Self { clock, env, schema: Arc::new(Schema::empty()) }
     }
 

@@ -247,7 +247,8 @@ fn body(text: &str) -> Result<(u64, Value, std::str::Lines<'_>)> {
     let version = match lines.next() {
         Some("v1") => 1,
         Some("v2") => 2,
-        Some(other) if other.starts_with('v') => {
+        // What a torn file has left of its first line is no format.
+        Some(other) if other.strip_prefix('v').and_then(|v| v.parse().ok()).is_some_and(|v: u64| v > 2) => {
             return Err(Error::new(
                 class::CHECKPOINT_NEWER,
                 format!("its format is {other}; this version reads v1 and v2"),
@@ -369,7 +370,7 @@ mod tests {
         for (text, read) in files {
             for cut in 0..text.len() {
                 let error = read(&text[..cut]).unwrap_err();
-                assert!([class::CHECKPOINT_CORRUPT, class::CHECKPOINT_NEWER].contains(&error.class()), "cut at {cut}");
+                assert_eq!(error.class(), class::CHECKPOINT_CORRUPT, "cut at {cut}");
             }
             for at in 0..text.len() {
                 let mut bytes = text.clone().into_bytes();

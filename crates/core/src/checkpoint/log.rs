@@ -10,6 +10,7 @@ use super::format::{CommitEntry, Metadata, OffsetEntry};
 use super::inspect::Inspector;
 use super::recovery::{Damage, Found, Part};
 use super::source_log::SourceLog;
+use crate::crash::CrashPoint;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, ResultExt, class};
 use crate::replay::ReplayRequest;
@@ -33,7 +34,9 @@ impl CheckpointLog {
         // Epochs only have to be ordered, but that they must be, even where somebody removed the files.
         log.epoch = last.max(log.logged_epoch().await?) + 1;
         let owner = json!({ "epoch": log.epoch, "since_ms": log.env.now_ms() }).to_string();
+        log.env.crash.pass(CrashPoint::BeforeTakeover).await;
         log.create(&log.epoch_path(log.epoch), owner.into()).await?;
+        log.env.crash.pass(CrashPoint::AfterTakeover).await;
         // The last ones are kept for people.
         for old in log.numbers("_perennial/epochs").await?.into_iter().filter(|n| n + 10 < log.epoch) {
             log.remove(&log.epoch_path(old)).await?;
@@ -77,16 +80,18 @@ impl CheckpointLog {
 
     /// Fails when another process took the checkpoint over.
     pub async fn check_fence(&self) -> Result<()> {
-        match self.env.storage.head(&self.epoch_path(self.epoch + 1)).await {
-            Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-            Ok(_) => Err(Error::new(
+        // Who slept for long may find its successor's file removed. Its own was removed before: what is old goes oldest first.
+        let (own, next) = (self.epoch_path(self.epoch), self.epoch_path(self.epoch + 1));
+        match futures::join!(self.env.storage.head(&own), self.env.storage.head(&next)) {
+            (Ok(_), Err(object_store::Error::NotFound { .. })) => Ok(()),
+            (Err(error), _) | (_, Err(error)) if !matches!(error, object_store::Error::NotFound { .. }) => {
+                Err(error.into())
+            }
+            _ => Err(Error::new(
                 class::FENCED,
                 format!(
-                    "another process took over the checkpoint {} (epoch {} after this one's {}): this one stops writing; run only one process per checkpoint",
-                    self.root,
-                    self.epoch + 1,
-                    self.epoch
+                    "another process took over the checkpoint {} after this one (epoch {}): this one stops writing; run only one process per checkpoint",
+                    self.root, self.epoch
                 ),
             )),
         }
@@ -175,9 +180,13 @@ impl CheckpointLog {
 
     /// Gives the query its identity.
     pub async fn write_metadata(&self, metadata: &Metadata) -> Result<()> {
-        for path in self.metadata_paths() {
-            self.create(&path, metadata.encode().into()).await?;
-        }
+        let crash = &self.env.crash;
+        crash.pass(CrashPoint::BeforeIdentity).await;
+        let [main, copy] = self.metadata_paths();
+        self.create(&main, metadata.encode().into()).await?;
+        crash.pass(CrashPoint::HalfIdentity).await;
+        self.create(&copy, metadata.encode().into()).await?;
+        crash.pass(CrashPoint::AfterIdentity).await;
         Ok(())
     }
 
@@ -211,9 +220,11 @@ impl CheckpointLog {
     /// Takes commits out of the log, newest first, so that their batches run again. What they were is kept in `_perennial/aside`.
     pub async fn set_commits_aside(&self, batches: impl DoubleEndedIterator<Item = BatchId>) -> Result<()> {
         self.check_fence().await?;
+        self.env.crash.pass(CrashPoint::BeforeAside).await;
         for batch in batches.rev() {
             self.set_aside(&self.path("commits", batch)).await?;
         }
+        self.env.crash.pass(CrashPoint::AfterAside).await;
         Ok(())
     }
 
@@ -225,6 +236,7 @@ impl CheckpointLog {
             Err(error) => return Err(error.into()),
         };
         self.env.storage.put(&self.aside(path), content.into()).await?;
+        self.env.crash.pass(CrashPoint::HalfAside).await;
         self.remove(path).await
     }
 
@@ -257,7 +269,10 @@ impl CheckpointLog {
 
     /// Logs what batch N reads. Durable when it returns.
     pub async fn write_offsets(&self, batch: BatchId, entry: &OffsetEntry) -> Result<()> {
-        self.create(&self.path("offsets", batch), entry.encode().into()).await
+        self.env.crash.pass(CrashPoint::BeforeOffsets).await;
+        self.create(&self.path("offsets", batch), entry.encode().into()).await?;
+        self.env.crash.pass(CrashPoint::AfterOffsets).await;
+        Ok(())
     }
 
     /// The request to replay dead letters with this number, if somebody has made it.
@@ -305,15 +320,20 @@ impl CheckpointLog {
     /// Commits batch N. Durable when it returns.
     pub async fn write_commit(&self, batch: BatchId, entry: &CommitEntry) -> Result<()> {
         self.check_fence().await?;
-        self.create(&self.path("commits", batch), entry.encode()?.into()).await
+        self.env.crash.pass(CrashPoint::BeforeCommit).await;
+        self.create(&self.path("commits", batch), entry.encode()?.into()).await?;
+        self.env.crash.pass(CrashPoint::AfterCommit).await;
+        Ok(())
     }
 
     /// Removes the logs of batches before `oldest`. Offsets go last, so that a crash in between leaves no commit without its offsets.
     pub async fn retain(&self, oldest: BatchId, known: &mut Vec<BatchId>) -> Result<()> {
-        let keep = known.partition_point(|batch| *batch < oldest);
-        for batch in known.drain(..keep) {
+        while let Some(batch) = known.first().copied().filter(|batch| *batch < oldest) {
             self.remove(&self.path("commits", batch)).await?;
+            self.env.crash.pass(CrashPoint::HalfCleanup).await;
             self.remove(&self.path("offsets", batch)).await?;
+            // Not before: what could not be removed is the first to go the next time, or it would stand before a gap.
+            known.remove(0);
         }
         Ok(())
     }

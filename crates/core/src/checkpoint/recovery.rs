@@ -147,6 +147,8 @@ pub fn recover(found: &Found) -> Result<Recovery> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn logs(bits: u32) -> Found {
@@ -224,6 +226,118 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// What is durable somewhere: in the checkpoint, and in the ledger of a sink.
+    #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+    struct Durable {
+        offsets: BTreeSet<BatchId>,
+        states: BTreeSet<BatchId>,
+        commits: BTreeSet<BatchId>,
+        ledger: BTreeSet<BatchId>,
+        /// Losses so far.
+        losses: u32,
+    }
+
+    impl Durable {
+        fn found(&self) -> Found {
+            let lost = self.commits.difference(&self.states);
+            let why = |batch| format!("the state of batch {batch} is damaged");
+            Found {
+                metadata: true,
+                offsets: self.offsets.iter().copied().collect(),
+                commits: self.commits.iter().copied().collect(),
+                damage: lost.map(|batch| Damage { part: Part::State, batch: *batch, why: why(*batch) }).collect(),
+                repairs: Vec::new(),
+            }
+        }
+
+        /// One life, step by step: what would be left by a death after each of them.
+        fn live(mut self, batches: BatchId) -> Vec<Self> {
+            let decision = recover(&self.found()).unwrap_or_else(|error| panic!("{self:?}: {error}"));
+            let (mut left, again) = (
+                vec![self.clone()],
+                match decision {
+                    Recovery::RunAgain { from, last } => from..last + 1,
+                    _ => 0..0,
+                },
+            );
+            let next = decision.base().map_or(0, |base| base + 1);
+            assert!(
+                decision.base().is_none_or(|base| self.states.contains(&base)),
+                "{self:?} goes on from {decision:?}"
+            );
+            while self.commits.last().is_some_and(|last| *last >= next) {
+                // Taken out of the log, newest first.
+                self.commits.pop_last();
+                left.push(self.clone());
+            }
+            for batch in next..batches {
+                assert_eq!(
+                    self.offsets.contains(&batch),
+                    again.contains(&batch),
+                    "logged batches run as they were logged"
+                );
+                self.offsets.insert(batch);
+                left.push(self.clone());
+                // A sink with a ledger takes a batch once; in a sink without gaps none is left out.
+                let newest = self.ledger.last().map_or(0, |last| last + 1);
+                assert!(batch <= newest, "{self:?} left out a batch before {batch}");
+                self.ledger.insert(batch);
+                left.push(self.clone());
+                assert!(
+                    batch == 0 || self.states.contains(&(batch - 1)),
+                    "{self:?} builds on a state that is not there"
+                );
+                self.states.insert(batch);
+                left.push(self.clone());
+                self.commits.insert(batch);
+                left.push(self.clone());
+            }
+            left
+        }
+
+        /// The same with one commit or state lost.
+        fn losses(&self) -> Vec<Self> {
+            let lossy = |lose: &dyn Fn(&mut Self)| {
+                let mut lossy = Self { losses: self.losses + 1, ..self.clone() };
+                lose(&mut lossy);
+                lossy
+            };
+            let commits = self.commits.iter().map(|batch| {
+                lossy(&|world| {
+                    world.commits.remove(batch);
+                })
+            });
+            let states = self.states.iter().map(|batch| {
+                lossy(&|world| {
+                    world.states.remove(batch);
+                })
+            });
+            commits.chain(states).collect()
+        }
+    }
+
+    #[test]
+    fn every_mix_of_logs_states_and_ledgers_that_can_be_reached_continues_exactly() {
+        // Lives of up to three batches, dying after any step, any number of times, with up to two losses in between.
+        const BATCHES: BatchId = 3;
+        let (mut reached, mut open) = (BTreeSet::new(), vec![Durable::default()]);
+        while let Some(durable) = open.pop() {
+            if !reached.insert(durable.clone()) {
+                continue;
+            }
+            open.extend(durable.clone().live(BATCHES));
+            if durable.losses < 2 {
+                open.extend(durable.losses());
+            }
+        }
+        assert!(reached.len() > 100, "{} mixes", reached.len());
+        for durable in reached {
+            let end = durable.live(BATCHES).pop().unwrap();
+            assert_eq!(end.ledger, (0..BATCHES).collect());
+            assert_eq!((end.commits.last(), &end.offsets), (Some(&(BATCHES - 1)), &end.ledger));
         }
     }
 

@@ -5,6 +5,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions};
 
+use crate::crash::CrashPoint;
 use crate::env::Env;
 use crate::error::{Error, Result, class};
 
@@ -67,11 +68,14 @@ impl SourceLog {
     /// attempt got so far); with another content it is another writer's, and the query is fenced.
     pub async fn write(&self, name: &str, content: Bytes) -> Result<()> {
         let path = self.dir.clone().join(name);
+        self.env.crash.pass(CrashPoint::BeforeSourceLog).await;
         create(&self.env, &path, content.clone()).await?;
-        match &self.sums {
-            Some(sums) => create(&self.env, &sums.clone().join(name), sum(&content).into()).await,
-            None => Ok(()),
+        if let Some(sums) = &self.sums {
+            self.env.crash.pass(CrashPoint::HalfSourceLog).await;
+            create(&self.env, &sums.clone().join(name), sum(&content).into()).await?;
         }
+        self.env.crash.pass(CrashPoint::AfterSourceLog).await;
+        Ok(())
     }
 
     /// Removes a file; a missing one is fine.

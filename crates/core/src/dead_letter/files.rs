@@ -22,6 +22,7 @@ use super::{
     DeadLetter, DeadLetterStats, DeadLetters, Entry, EntryContext, EntryError, EntrySummary, LetterBatch,
     text_or_base64, timestamp_text,
 };
+use crate::crash::{CrashPoint, CrashPoints};
 use crate::error::{Error, ErrorClass, Result};
 use crate::records::RecordPosition;
 
@@ -85,6 +86,7 @@ pub struct FileDeadLetters {
     journal: Arc<dyn Journal>,
     directory: String,
     retention: Option<Duration>,
+    crash: CrashPoints,
     /// What is there, once it was read; kept up to date. Also makes the queries of a job take turns.
     stats: Mutex<Option<DeadLetterStats>>,
 }
@@ -92,13 +94,27 @@ pub struct FileDeadLetters {
 impl FileDeadLetters {
     /// Dead letters in `objects`, with the daily files in `journal` (the same place). `directory` is what people are told.
     pub fn new(objects: Arc<dyn ObjectStore>, journal: Arc<dyn Journal>, directory: impl Into<String>) -> Self {
-        Self { objects, journal, directory: directory.into(), retention: None, stats: Mutex::new(None) }
+        Self {
+            objects,
+            journal,
+            directory: directory.into(),
+            retention: None,
+            crash: CrashPoints::default(),
+            stats: Mutex::new(None),
+        }
     }
 
     /// Keeps entries for this long, and up to a day longer; without it for ever.
     #[must_use]
     pub fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
+        self
+    }
+
+    /// The same with the crash points of a process.
+    #[must_use]
+    pub fn with_crash_points(mut self, crash: CrashPoints) -> Self {
+        self.crash = crash;
         self
     }
 
@@ -110,11 +126,14 @@ impl FileDeadLetters {
         Ok(names)
     }
 
-    /// All entries, oldest file first.
+    /// All entries, oldest file first. One that is there twice, because a process wrote it while another one took over, is the same and
+    /// counts once.
     pub async fn entries(&self) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+        let (mut entries, mut known) = (Vec::new(), HashSet::new());
         for name in self.daily_files().await? {
-            entries.extend(parse_entries(&self.journal.read(&name).await?));
+            let content = self.journal.read(&name).await?;
+            let found = parse_entries(&content);
+            entries.extend(found.filter(|entry| known.insert(entry.id.clone())));
         }
         Ok(entries)
     }
@@ -222,6 +241,7 @@ impl DeadLetters for FileDeadLetters {
             entries.push(entry);
         }
 
+        self.crash.pass(CrashPoint::LetterRecords).await;
         let mut stats = self.stats.lock().await;
         if batch.again {
             let known: HashSet<String> = parse_entries(&self.journal.read(&file).await?).map(|e| e.id).collect();

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use object_store::path::Path;
+use tokio::runtime::RuntimeFlavor;
 
 use super::StateSpec;
 use super::backend::{Backend, Stored};
@@ -131,8 +132,13 @@ pub(super) fn peek(partition: &Partition) -> MutexGuard<'_, dyn Stored + 'static
     partition.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs work that takes the processor for long on a thread that may be blocked.
+/// Runs work that takes the processor for long on a thread that may be blocked. A runtime of one thread does it itself: it has no other
+/// core to give it to, and what happens in it stays in one order.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    if tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        tokio::task::yield_now().await;
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::bug("work on the state did not end").caused_by(error)),

@@ -14,6 +14,7 @@ use super::manifest::{SnapshotRef, StateRef, snapshot_path};
 use super::memory::committed_rows;
 use super::partitions::{Operator, blocking, lock, peek};
 use super::row::BATCH_ROWS;
+use crate::crash::CrashPoint;
 use crate::env::Env;
 use crate::error::{Error, Result, class};
 
@@ -89,9 +90,11 @@ impl Snapshot {
             };
             let file = file::encode(&header, payload)?;
             let path = snapshot_path(&self.dir, self.version, self.epoch, written.parts);
+            self.env.crash.pass(CrashPoint::BeforeSnapshot).await;
             if file::create(&self.env, &path, &file).await? == Outcome::Occupied {
                 return Err(Error::new(class::FENCED, format!("{path} was written by another process")));
             }
+            self.env.crash.pass(CrashPoint::AfterSnapshot).await;
             written.parts += 1;
             written.bytes += file.bytes;
         }

@@ -20,6 +20,7 @@ use super::partitions::{Format, Operators, Partition, blocking, lock, peek};
 use super::row::Layout;
 use super::snapshot::Snapshot;
 use super::{StatePartition, StateSpec};
+use crate::crash::CrashPoint;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, class};
 use crate::memory::MemoryBudget;
@@ -315,7 +316,9 @@ impl StateStore {
                 sections,
             };
             let file = file::encode(&header, payload)?;
+            self.env.crash.pass(CrashPoint::BeforeDelta).await;
             self.write_delta(&delta_path(&self.dir, version, epoch), (version, epoch), &file).await?;
+            self.env.crash.pass(CrashPoint::AfterDelta).await;
             state.add_delta(DeltaId { version, epoch, crc32c: file.crc32c, bytes: file.bytes });
             stats.bytes = file.bytes;
             delta_bytes = Some(file.bytes);

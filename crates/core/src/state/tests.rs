@@ -141,7 +141,7 @@ impl Entropy for Seeded {
 }
 
 fn env(storage: Arc<dyn ObjectStore>) -> Env {
-    Env { clock: Arc::new(NoTime), entropy: Arc::new(Seeded::new(1)), storage }
+    Env { clock: Arc::new(NoTime), entropy: Arc::new(Seeded::new(1)), storage, crash: Default::default() }
 }
 
 fn field(name: &str, data_type: DataType) -> Field {

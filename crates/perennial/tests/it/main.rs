@@ -7,6 +7,7 @@ mod bad_input;
 mod bad_kafka;
 mod checkpoint;
 mod cli;
+mod crashes;
 mod dlq;
 mod memory;
 mod on_error;

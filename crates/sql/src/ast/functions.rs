@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
-    AccessExpr, BinaryOperator, CaseWhen, CastKind, CeilFloorKind, DataType, DateTimeField, ExactNumberInfo, Expr,
-    Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, Interval, NullTreatment,
-    ObjectName, Subscript, TimezoneInfo, TrimWhereField, UnaryOperator, Value, ValueWithSpan, VisitorMut,
+    AccessExpr, BinaryOperator, CaseWhen, CastKind, CeilFloorKind, DataType, ExactNumberInfo, Expr, Function,
+    FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, NullTreatment, ObjectName, Subscript,
+    TimezoneInfo, TrimWhereField, UnaryOperator, Value, ValueWithSpan, VisitorMut,
     helpers::attached_token::AttachedToken,
 };
 
@@ -118,7 +118,6 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
         Expr::Extract { field, expr, .. } => {
             Some(call("date_part", vec![text(&field.to_string()), expr.as_ref().clone()]))
         }
-        Expr::Interval(interval) => several_units(interval).map(Expr::Interval),
         Expr::Array(array) => Some(call("array", array.elem.clone())),
         Expr::UnaryOp { op: UnaryOperator::BangNot, expr } => Some(not(expr.as_ref().clone())),
         // A text is a number here.
@@ -434,36 +433,6 @@ pub(super) fn call(name: &str, args: Vec<Expr>) -> Expr {
 }
 
 /// `get_field(expr, 'name')`
-/// `INTERVAL '1 02:30' DAY TO MINUTE` as `INTERVAL '1 day 02 hour 30 minute'`.
-fn several_units(interval: &Interval) -> Option<Interval> {
-    const FAMILIES: [&[&str]; 2] = [&["year", "month"], &["day", "hour", "minute", "second"]];
-    let unit = |field: &DateTimeField| field.to_string().to_lowercase();
-    let (first, last) = (unit(interval.leading_field.as_ref()?), unit(interval.last_field.as_ref()?));
-    let units = FAMILIES.iter().find_map(|units| {
-        let at = |name: &str| units.iter().position(|unit| *unit == name);
-        units.get(at(&first)?..=at(&last)?)
-    })?;
-    let Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(written), .. }) = interval.value.as_ref() else {
-        return None;
-    };
-    let (sign, digits) = match written.trim().strip_prefix('-') {
-        Some(digits) => ("-", digits),
-        None => ("", written.trim().trim_start_matches('+')),
-    };
-    let parts: Vec<&str> = digits.split([' ', ':', '-']).collect();
-    if parts.len() != units.len() {
-        return None;
-    }
-    let parts: Vec<String> = parts.iter().zip(units).map(|(part, unit)| format!("{sign}{part} {unit}")).collect();
-    Some(Interval {
-        value: Box::new(text(&parts.join(" "))),
-        leading_field: None,
-        leading_precision: None,
-        last_field: None,
-        fractional_seconds_precision: None,
-    })
-}
-
 pub(super) fn field_of(expr: Expr, name: &str) -> Expr {
     call("get_field", vec![expr, text(name)])
 }

@@ -233,7 +233,7 @@ fn wrong_values_are_told_with_line_key_and_what_is_expected() {
         (
             "    simulate: { profile: greenhouse }\n",
             "",
-            &["3: sources.readings: missing one of `kafka` `files` `simulate` ()"],
+            &["3: sources.readings: missing one of `kafka` `files` `rate` `simulate` ()"],
         ),
         (
             "    format: json\n",
@@ -458,7 +458,7 @@ fn an_error_shows_the_line() {
     assert_eq!(
         read(&text).err().unwrap().to_string(),
         "error: unknown key `watermrk`\n --> job.yaml:9:5 (sources.readings.watermrk)\n  |\n9 |     watermrk: { column: event_time, delay: 10 \
-         minutes }\n  |     ^^^^^^^^\n  = did you mean `watermark`? known: `kafka`, `files`, `simulate`, `format`, `schema`, `watermark`, \
+         minutes }\n  |     ^^^^^^^^\n  = did you mean `watermark`? known: `kafka`, `files`, `rate`, `simulate`, `format`, `schema`, `watermark`, \
          `deduplicate`, `expectations`\n"
     );
 }

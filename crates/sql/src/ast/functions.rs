@@ -12,6 +12,8 @@ use datafusion::sql::sqlparser::ast::{
 
 use super::intervals;
 use super::tokens::{LIKE_ALL, LIKE_ANY};
+use crate::error::refused_analysis;
+use crate::functions::cast::read::{date, timestamp};
 
 /// Name of the function around what is cast. To DataFusion two casts of one value have the same name, whatever their types: this tells
 /// them apart until the types are known.
@@ -24,11 +26,26 @@ impl VisitorMut for Functions {
     type Break = DataFusionError;
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<DataFusionError> {
+        if let Some(error) = wrong_literal(expr) {
+            return ControlFlow::Break(error);
+        }
         if let Some(rewritten) = rewrite(expr) {
             *expr = rewritten;
         }
         ControlFlow::Continue(())
     }
+}
+
+/// `DATE'…'` and `TIMESTAMP'…'` of a text that is none.
+fn wrong_literal(expr: &Expr) -> Option<DataFusionError> {
+    let Expr::TypedString(literal) = expr else { return None };
+    let Value::SingleQuotedString(text) = &literal.value.value else { return None };
+    let fits = match &literal.data_type {
+        DataType::Date => date(text).is_some(),
+        DataType::Timestamp(..) | DataType::TimestampNtz(_) => timestamp(text, None).is_some(),
+        _ => true,
+    };
+    (!fits).then(|| refused_analysis("INVALID_TYPED_LITERAL", format!("'{text}' is no {}", literal.data_type)))
 }
 
 fn rewrite(expr: &Expr) -> Option<Expr> {

@@ -44,6 +44,17 @@ pub(super) fn is_generator(expr: &Expr) -> bool {
     generator(expr).is_some()
 }
 
+/// Whether there is a generator in an expression, other than in a subquery.
+fn has_generator(expr: &Expr) -> bool {
+    let is_query = matches!(expr, Expr::Subquery(_) | Expr::InSubquery { .. } | Expr::Exists { .. });
+    !is_query
+        && visit_expressions(expr, |expr| match is_generator(expr) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+        .is_break()
+}
+
 /// Replaces the generators of every SELECT.
 pub(super) struct Generators<'a> {
     pub(super) names: &'a Names,
@@ -107,7 +118,6 @@ impl Generators<'_> {
 
     /// Generators one after the other: the rows of each are made out of those of the one before.
     fn selected(&self, select: &mut Select) -> Result<(), DataFusionError> {
-        let nested = |expr: &Expr| if is_generator(expr) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let mut generated = Vec::new();
         while let Some(at) = select.projection.iter().position(|item| item_expr(item).is_some_and(is_generator)) {
             let column = Ident::new(format!("{GENERATED}{}", generated.len()));
@@ -115,7 +125,7 @@ impl Generators<'_> {
             generated.push(column);
         }
         for item in &mut select.projection {
-            if item_expr(item).is_some_and(|expr| visit_expressions(expr, nested).is_break()) {
+            if item_expr(item).is_some_and(has_generator) {
                 return Err(refused_analysis(
                     "UNSUPPORTED_GENERATOR.NESTED_IN_EXPRESSIONS",
                     format!("{item}: a generator must stand by itself: use it in a subquery or in LATERAL VIEW"),

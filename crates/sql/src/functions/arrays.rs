@@ -24,12 +24,13 @@ use crate::error::{failed, refused_analysis};
 
 const ARRAY: Args = Args::Fixed(1, &[Arg::Array]);
 const WITH_ELEMENT: Args = Args::Custom(with_element);
+const FIND_ELEMENT: Args = Args::Custom(find_element);
 const TWO_ARRAYS: Args = Args::Custom(two_arrays);
 const MAP: Args = Args::Fixed(1, &[Arg::Map]);
 
 /// The functions of this file.
 pub(super) static ALL: &[&Spec] = &[
-    &Spec::new("array_contains", WITH_ELEMENT, returns::bool, |call| {
+    &Spec::new("array_contains", FIND_ELEMENT, returns::bool, |call| {
         let (lists, wanted) = (Lists::of(call, 0)?, call.array(1)?);
         let elements = Compared::of(&[lists.list.values(), &wanted])?;
         let found: BooleanArray = (0..call.rows)
@@ -48,7 +49,7 @@ pub(super) static ALL: &[&Spec] = &[
             .collect();
         Ok(Arc::new(found))
     }),
-    &Spec::new("array_position", WITH_ELEMENT, returns::long, |call| {
+    &Spec::new("array_position", FIND_ELEMENT, returns::long, |call| {
         let (lists, wanted) = (Lists::of(call, 0)?, call.array(1)?);
         let elements = Compared::of(&[lists.list.values(), &wanted])?;
         let found = rows::numbers::<Int64Type>(&[&lists.list, &wanted], |row| {
@@ -202,7 +203,7 @@ pub(super) static ALL: &[&Spec] = &[
     }),
     &Spec::new("map_from_arrays", Args::Fixed(2, &[Arg::Array, Arg::Array]), map_from_arrays_type, map_from_arrays),
     &Spec::new("map_from_entries", ARRAY, map_from_entries_type, map_from_entries),
-    &Spec::new("map_concat", Args::Common(0), map_concat_type, map_concat),
+    &Spec::new("map_concat", Args::Custom(map_concat_args), map_concat_type, map_concat),
     &Spec::new("str_to_map", Args::Fixed(1, &[Arg::Text, Arg::Text, Arg::Text]), text_map, str_to_map),
     &Spec::new("stack_rows", Args::Custom(stack_args), stack_type, stack),
 ];
@@ -322,8 +323,7 @@ fn wrong_count(needed: usize) -> datafusion::common::DataFusionError {
 fn with_element(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
     let [of, value] = types else { return Err(wrong_count(2)) };
     let DataType::List(item) = of else {
-        let needs = format!("an ARRAY is needed, not {}", sql_name(of));
-        return Err(mismatch(if of.is_null() { "NULL_TYPE" } else { "UNEXPECTED_INPUT_TYPE" }, needs));
+        return Err(mismatch("UNEXPECTED_INPUT_TYPE", format!("an ARRAY is needed, not {}", sql_name(of))));
     };
     match common_element(item.data_type(), value) {
         Some(common) => Ok(vec![list_of(common.clone()), common]),
@@ -332,6 +332,14 @@ fn with_element(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
             format!("{} has no element of type {}", sql_name(of), sql_name(value)),
         )),
     }
+}
+
+/// An array, and a value that may be in it.
+fn find_element(types: &[DataType], zone: &Arc<str>) -> Result<Vec<DataType>> {
+    if types.first().is_some_and(DataType::is_null) {
+        return Err(mismatch("NULL_TYPE", "nothing is found in NULL"));
+    }
+    with_element(types, zone)
 }
 
 fn two_arrays(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
@@ -755,6 +763,21 @@ fn map_from_entries(call: &Call<'_>) -> Result<ArrayRef> {
     }
     let columns = entries.columns();
     map_of_places(call.returns, (&columns[0], places.clone()), (&columns[1], places), &lengths, valid)
+}
+
+fn map_concat_args(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
+    let common = types::common_of(types).filter(|_| types.iter().all(|t| matches!(t, DataType::Map(..))));
+    match common {
+        Some(common) => Ok(vec![common; types.len()]),
+        None if types.is_empty() => Ok(Vec::new()),
+        None => {
+            let names: Vec<String> = types.iter().map(sql_name).collect();
+            Err(mismatch(
+                "MAP_CONCAT_DIFF_TYPES",
+                format!("map_concat() needs maps of one type, not {}", names.join(", ")),
+            ))
+        }
+    }
 }
 
 fn map_concat_type(types: &[DataType], _: &[Option<&ScalarValue>], _: &Arc<str>) -> Result<DataType> {

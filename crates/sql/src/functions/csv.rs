@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, NullBufferBuilder, StringArray, StringBuilder, StructArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, StringArray, StringBuilder, StructArray};
 use datafusion::arrow::datatypes::{DataType, Date32Type, TimestampMicrosecondType};
 use datafusion::common::{Result, ScalarValue, exec_err};
 
@@ -171,9 +171,7 @@ fn from_csv(call: &Call<'_>) -> Result<ArrayRef> {
         columns.push(column);
         at += 1;
     }
-    let mut valid = NullBufferBuilder::new(texts.len());
-    (0..texts.len()).for_each(|row| valid.append(texts.is_valid(row)));
-    let structs = StructArray::try_new_with_length(fields.clone(), columns, valid.finish(), texts.len())?;
+    let structs = StructArray::try_new_with_length(fields.clone(), columns, texts.nulls().cloned(), texts.len())?;
     finish_rows(&(Arc::new(structs) as ArrayRef), outcomes, &texts, &settings, |row| texts.is_null(row))
 }
 

@@ -212,7 +212,7 @@ impl Item {
                     let precision = self.precision.unwrap_or(6);
                     let negative = number.is_sign_negative();
                     let digits = match conversion {
-                        'f' => fixed(number.abs(), precision, value.decimal(row)),
+                        'f' => fixed(number.abs(), precision),
                         'e' => scientific(number.abs(), precision),
                         _ => {
                             let precision = precision.max(1);
@@ -220,7 +220,7 @@ impl Item {
                                 let whole = number.abs().log10().floor().max(-5.0) as i32;
                                 let places =
                                     if number == 0.0 { precision as i32 - 1 } else { precision as i32 - whole - 1 };
-                                fixed(number.abs(), places.max(0) as usize, None)
+                                fixed(number.abs(), places.max(0) as usize)
                             } else {
                                 scientific(number.abs(), precision - 1)
                             }
@@ -246,9 +246,8 @@ fn joined(digits: &Digits) -> String {
 }
 
 /// `%.nf`: of the shortest digits that mean the number, the middle goes up.
-fn fixed(number: f64, places: usize, exact: Option<String>) -> String {
-    let text = exact.unwrap_or_else(|| number.to_string());
-    joined(&Digits::of(text.trim_start_matches('-')).rounded(places, false))
+fn fixed(number: f64, places: usize) -> String {
+    joined(&Digits::of(&number.to_string()).rounded(places, false))
 }
 
 /// `%.ne`
@@ -273,7 +272,6 @@ trait Shown {
     fn boolean(&self, row: usize) -> bool;
     fn integer(&self, row: usize) -> Option<i64>;
     fn float(&self, row: usize) -> Option<f64>;
-    fn decimal(&self, row: usize) -> Option<String>;
     fn bits(&self, row: usize, hexadecimal: bool) -> String;
 }
 
@@ -315,13 +313,8 @@ impl Shown for ArrayRef {
         match self.data_type() {
             DataType::Float32 => self.as_primitive::<Float32Type>().value(row).to_string().parse().ok(),
             DataType::Float64 => Some(self.as_primitive::<Float64Type>().value(row)),
-            DataType::Decimal128(..) => self.as_primitive::<Decimal128Type>().value_as_string(row).parse().ok(),
             _ => None,
         }
-    }
-
-    fn decimal(&self, row: usize) -> Option<String> {
-        is_decimal(self.data_type()).then(|| self.as_primitive::<Decimal128Type>().value_as_string(row))
     }
 
     fn bits(&self, row: usize, hexadecimal: bool) -> String {
@@ -577,6 +570,9 @@ impl NumberFormat {
                 format!("the number format '{format}' {what}: it is made of 0, 9, G or ',', D or '.', S, MI, PR and $"),
             )
         };
+        if !format.contains(['0', '9']) {
+            return Err(wrong("INVALID_FORMAT.WRONG_NUM_DIGIT", "has no digit"));
+        }
         let mut parsed = Self::default();
         let text = format.to_uppercase();
         let mut rest = text.as_str();
@@ -604,9 +600,6 @@ impl NumberFormat {
                 _ => return Err(wrong("INVALID_FORMAT.UNEXPECTED_TOKEN", &format!("has '{c}' where it cannot be"))),
             }
             rest = &rest[length..];
-        }
-        if parsed.whole.iter().chain(&parsed.fraction).all(|c| *c == ',') {
-            return Err(wrong("INVALID_FORMAT.WRONG_NUM_DIGIT", "has no digit"));
         }
         Ok(parsed)
     }

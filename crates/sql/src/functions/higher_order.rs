@@ -103,7 +103,7 @@ impl HigherOrderUDFImpl for HigherOrder {
         for data_type in &types[..containers] {
             let fits =
                 if maps { matches!(data_type, DataType::Map(..)) } else { matches!(data_type, DataType::List(_)) };
-            if !fits && !data_type.is_null() {
+            if !fits {
                 let needs = if maps { "a MAP" } else { "an ARRAY" };
                 return Err(mismatch(
                     "UNEXPECTED_INPUT_TYPE",

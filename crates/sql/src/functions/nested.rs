@@ -147,7 +147,6 @@ fn subscript_args(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
             }
         },
         DataType::Struct(_) if is_string(key) => key.clone(),
-        DataType::Null => key.clone(),
         _ => {
             return Err(mismatch(
                 "UNEXPECTED_INPUT_TYPE",

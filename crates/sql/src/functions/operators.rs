@@ -54,7 +54,10 @@ fn is_time(data_type: &DataType) -> bool {
 /// A comparison or a logical operation in which a text beside another type is read as that type, which the planner would refuse.
 fn with_text_read(mut expr: RawBinaryExpr, schema: &DFSchema) -> Result<PlannerResult<RawBinaryExpr>> {
     use BinaryOperator::{And, BitwiseAnd, BitwiseOr, BitwiseXor, Eq, Gt, GtEq, Lt, LtEq, NotEq, Or, Spaceship};
-    let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
+    // Where a type is not known yet, the planner does not look either.
+    let (Ok(left), Ok(right)) = (expr.left.get_type(schema), expr.right.get_type(schema)) else {
+        return Ok(PlannerResult::Original(expr));
+    };
     let wanted = match expr.op {
         And | Or if is_string(&left) || is_string(&right) => Some(DataType::Boolean),
         Eq | NotEq | Lt | LtEq | Gt | GtEq | Spaceship if is_string(&left) != is_string(&right) => {
@@ -122,7 +125,20 @@ impl ExprPlanner for SparkOperators {
                     ),
                 ));
             }
-            _ => PlannerResult::Original(expr),
+            (_, DataType::Null, _) | (_, _, DataType::Null) => PlannerResult::Original(expr),
+            (operation, left, right) => {
+                let of_date = operation == Operation::Add
+                    && matches!((left, right), (DataType::Date32, _) | (_, DataType::Date32));
+                return Err(super::types::mismatch(
+                    if of_date { "UNEXPECTED_INPUT_TYPE" } else { "BINARY_OP_DIFF_TYPES" },
+                    format!(
+                        "`{}` does not work on {} and {}",
+                        expr.op,
+                        super::types::sql_name(left),
+                        super::types::sql_name(right)
+                    ),
+                ));
+            }
         })
     }
 

@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, StringArray};
+use datafusion::arrow::array::{ArrayRef, StringArray};
 use datafusion::arrow::datatypes::Int32Type;
-use datafusion::common::{DataFusionError, Result};
+use datafusion::common::Result;
 use regex::{Captures, Regex};
 
 use super::function::{Arg, Args, Call, Spec, returns};
@@ -502,7 +502,7 @@ fn regexp_replace(call: &Call<'_>) -> Result<ArrayRef> {
 
 /// Java's replacement text: `$1`, `${name}`, and a backslash before what is meant as it is.
 fn replacement(by: &str, found: &Captures<'_>, out: &mut String) -> Result<()> {
-    let illegal = |what: String| failed("INVALID_PARAMETER_VALUE.PATTERN", format!("the replacement '{by}' {what}"));
+    let illegal = |what: String| failed("INVALID_REGEXP_REPLACE", format!("the replacement '{by}' {what}"));
     let mut rest = by.chars().peekable();
     while let Some(c) = rest.next() {
         match c {

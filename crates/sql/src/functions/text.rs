@@ -93,8 +93,7 @@ pub(super) static ALL: &[&Spec] = &[
             rows::numbers::<Int32Type>(&[&text, &search], |row| Ok(Some(find(text.value(row), search.value(row), 1))));
         Ok(Arc::new(found?))
     }),
-    &Spec::new("locate", Args::Fixed(2, &[Arg::Text, Arg::Text, Arg::Int]), returns::int, locate)
-        .or(&["position", "charindex"]),
+    &Spec::new("locate", Args::Fixed(2, &[Arg::Text, Arg::Text, Arg::Int]), returns::int, locate).or(&["position"]),
     &Spec::new("length", Args::Fixed(1, &[Arg::TextOrBytes]), returns::int, |call| {
         lengths(call, |text| text.chars().count(), <[u8]>::len)
     })

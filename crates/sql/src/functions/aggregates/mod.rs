@@ -35,7 +35,6 @@ pub(super) struct Spec {
 /// What an accumulator is made of.
 pub(super) struct Made<'a> {
     pub(super) types: Vec<DataType>,
-    pub(super) returns: &'a DataType,
     arguments: &'a AccumulatorArgs<'a>,
 }
 
@@ -124,7 +123,7 @@ impl AggregateUDFImpl for Function {
 
     fn accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
         let types = args.expr_fields.iter().map(|field| field.data_type().clone()).collect();
-        (self.spec.make)(&Made { types, returns: args.return_field.data_type(), arguments: &args })
+        (self.spec.make)(&Made { types, arguments: &args })
     }
 }
 

@@ -39,7 +39,8 @@ pub(in crate::functions) fn schema_of(constant: Option<&ScalarValue>, zone_name:
     let schema = match &value {
         Ok(schema) if schema.fields().len() == 1 => schema.clone(),
         _ => {
-            let fields = perennial_core::ddl::parse(ddl).map_err(crate::error::external)?;
+            let fields = perennial_core::ddl::parse(ddl)
+                .map_err(|error| refused_analysis("PARSE_SYNTAX_ERROR", format!("'{ddl}' is no schema: {error}")))?;
             Schema::new(vec![Field::new("value", DataType::Struct(fields.fields().clone()), true)])
         }
     };

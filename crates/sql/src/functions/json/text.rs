@@ -284,7 +284,7 @@ impl<'a> Parser<'a, '_> {
                     'f' => out.push('\u{c}'),
                     c @ ('"' | '\\' | '/') => out.push(c),
                     'u' => {
-                        let mut code = |chars: &mut std::str::Chars<'a>| {
+                        let code = |chars: &mut std::str::Chars<'a>| {
                             let digits = chars.as_str().get(..4)?;
                             *chars = chars.as_str()[4..].chars();
                             u32::from_str_radix(digits, 16).ok()

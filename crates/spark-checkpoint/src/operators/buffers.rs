@@ -139,7 +139,7 @@ impl<'a> Buffers<'a> {
                 if (0..counts.len()).any(is_lost) {
                     return Err(overflow());
                 }
-                // Nothing was added: ours is NULL, Spark's 0.
+                // Nothing was added: sum and count are NULL in ours (a count of 0 would be divided by), 0 in Spark's.
                 let empty = BooleanArray::from_unary(counts, |count| count == 0);
                 let sum = match wanted(1) {
                     DataType::Decimal128(..) | DataType::Decimal256(..) => cast(&spark[0], wanted(1)),
@@ -147,7 +147,8 @@ impl<'a> Buffers<'a> {
                 };
                 let sum = sum.and_then(|sum| nullif(&sum, &empty)).map_err(|error| error.to_string())?;
                 let counts: UInt64Array = counts.unary(|count| count as u64);
-                Ok(vec![Arc::new(counts), sum])
+                let counts = nullif(&counts, &empty).map_err(|error| error.to_string())?;
+                Ok(vec![counts, sum])
             }
             Kind::Edge(_) => match spark[1].null_count() {
                 0 => Ok(vec![fitted(&spark[0], 0)?, spark[1].clone()]),
@@ -203,11 +204,13 @@ impl<'a> Buffers<'a> {
                     }
                     _ => ours[1].clone(),
                 };
-                vec![or_zero(&sum), Arc::new(counts)]
+                let counts: ArrayRef = Arc::new(counts);
+                vec![or_zero(&sum), or_zero(&counts)]
             }
             Kind::Moments => {
                 let counts: Float64Array = ours[0].as_primitive::<UInt64Type>().unary(|count| count as f64);
-                vec![Arc::new(counts), or_zero(&ours[1]), or_zero(&ours[2])]
+                let counts: ArrayRef = Arc::new(counts);
+                vec![or_zero(&counts), or_zero(&ours[1]), or_zero(&ours[2])]
             }
         })
     }

@@ -431,6 +431,8 @@ impl Query {
         let mut phases = Phases { trigger, ..Default::default() };
         self.log.check_fence().await?;
         self.log.write_offsets(batch.id, &batch.entry).await?;
+        // Who slept between the two, for so long that another process removed its own `offsets/N`, does not get to the sink.
+        self.log.check_fence().await?;
         phases.log_offsets = watch.lap();
 
         self.refresh_tables(batch.id).await?;

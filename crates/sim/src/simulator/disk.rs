@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -97,6 +98,11 @@ fn gone() -> object_store::Error {
     object_store::Error::Generic { store: "sim", source: "the simulated storage failed".into() }
 }
 
+/// The epoch whose file this is.
+fn epoch_of(path: &Path) -> Option<u64> {
+    path.as_ref().split_once("/_perennial/epochs/")?.1.parse().ok()
+}
+
 impl LifeStore {
     async fn begin(&self, what: &str, path: &Path) -> Option<Effect> {
         self.life.begin(what, &format!("{}/{path}", self.name)).await
@@ -161,6 +167,9 @@ impl ObjectStore for LifeStore {
         let put = async {
             let before = self.disk.content(path).await;
             let written = self.disk.files.put_opts(path, payload, options).await?;
+            if let Some(epoch) = epoch_of(path) {
+                self.life.epoch.store(epoch, SeqCst);
+            }
             self.disk.wrote(path, before);
             Ok(written)
         };
@@ -174,7 +183,7 @@ impl ObjectStore for LifeStore {
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         self.look(if options.head { "head" } else { "get" }, path).await?;
-        let asks_for_successor = options.head && path.as_ref().contains("_perennial/epochs/");
+        let asks_for_successor = options.head && epoch_of(path) > Some(self.life.epoch.load(SeqCst));
         if self.bug == Some(Bug::MissingFence) && asks_for_successor {
             return Err(object_store::Error::NotFound { path: path.to_string(), source: "hidden".into() });
         }

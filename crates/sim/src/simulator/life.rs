@@ -68,6 +68,8 @@ pub struct Life {
     pub random: Arc<SimEntropy>,
     pub clock: Arc<SimClock>,
     pub trace: Trace,
+    /// The epoch that it took.
+    pub epoch: AtomicU64,
     calls: AtomicU64,
     passages: AtomicU64,
     dead: AtomicBool,
@@ -89,6 +91,7 @@ impl Life {
             random,
             clock,
             trace,
+            epoch: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             passages: AtomicU64::new(0),
             dead: AtomicBool::new(false),

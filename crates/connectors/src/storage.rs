@@ -590,7 +590,15 @@ pub fn lock(dir: &FsPath) -> Result<Lock> {
         .truncate(false)
         .open(&path)
         .map_err(|e| Error::from(file_error("open", &path)(e)))?;
-    match file.try_lock() {
+    let mut taken = file.try_lock();
+    for _ in 0..LOOKS {
+        if !matches!(taken, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(A_LOOK);
+        taken = file.try_lock();
+    }
+    match taken {
         Ok(()) => {
             let write = file.set_len(0).and_then(|()| file.write_all_at(std::process::id().to_string().as_bytes(), 0));
             write.map_err(|e| Error::from(file_error("write", &path)(e)))?;
@@ -612,6 +620,10 @@ pub fn lock(dir: &FsPath) -> Result<Lock> {
         Err(TryLockError::Error(e)) => Err(Error::from(file_error("lock", &path)(e))),
     }
 }
+
+/// Somebody who looks whether there is a lock has one himself for a moment: a lock waits as long as so many looks take.
+const LOOKS: u32 = 50;
+const A_LOOK: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// Who has the exclusive use of a local directory: the number of the process, or `unknown`. `None`: nobody. Changes nothing.
 pub fn holder(dir: &FsPath) -> Result<Option<String>> {

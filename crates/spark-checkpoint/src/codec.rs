@@ -139,7 +139,9 @@ mod tests {
             for at in (0..packed.len()).step_by(1 + packed.len() / 500) {
                 let mut flipped = packed.clone();
                 flipped[at] ^= 0x10;
-                assert_ne!(Codec::Lz4.decompress("f", &flipped).ok().as_deref(), Some(content), "a flip at {at}");
+                // A flip that changes nothing of the content (where a copy begins among equal bytes) is no damage.
+                let read = Codec::Lz4.decompress("f", &flipped).ok();
+                assert!(read.is_none_or(|read| read == *content), "a flip at {at}");
             }
         }
         assert!(Codec::parse("snappy").unwrap_err().to_string().contains("snappy"));

@@ -133,6 +133,9 @@ fn plain_error(error: &DataFusionError, sql: &str) -> Error {
     let root = error.find_root();
     let text = root.strip_backtrace();
     let text = text.split("\nThis issue was likely caused by a bug in DataFusion").next().unwrap_or_default();
+    if matches!(root, DataFusionError::ArrowError(inner, _) if matches!(inner.as_ref(), ArrowError::DivideByZero)) {
+        return Error::new(class::EXPRESSION_FAILED, message_of(error));
+    }
     if let Some(what) = text.strip_prefix("This feature is not implemented: ") {
         return Error::new(class::ANALYSIS, format!("UNSUPPORTED_FEATURE: not supported: {what}"));
     }

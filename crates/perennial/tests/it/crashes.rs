@@ -73,7 +73,8 @@ fn results(home: &Home) -> Results {
             let lines = String::from_utf8(content).unwrap();
             dead_letters.extend(lines.lines().map(|line| {
                 let entry: serde_json::Value = serde_json::from_str(line).unwrap();
-                format!("{} {}", entry["id"], entry["records"])
+                // Which file comes first is not fixed, and so is not the number of its batch.
+                format!("{} {}", entry["query"], entry["sample_records"])
             }));
         }
     }

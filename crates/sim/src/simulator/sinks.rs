@@ -105,6 +105,9 @@ impl Target {
     }
 }
 
+/// A batch that a sink was offered, and its rows.
+pub type Offered = (SinkBatch, Vec<String>);
+
 #[derive(Debug, Clone)]
 pub struct SimSink {
     pub kind: SinkKind,
@@ -115,7 +118,7 @@ pub struct SimSink {
     pub crash: CrashPoints,
     pub bug: Option<Bug>,
     /// What it said to be durable and is not, where it lies.
-    pub held_back: Arc<Mutex<Option<(SinkBatch, Vec<String>)>>>,
+    pub held_back: Arc<Mutex<Option<Offered>>>,
 }
 
 impl SimSink {

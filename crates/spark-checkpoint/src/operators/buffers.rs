@@ -26,6 +26,8 @@ enum Kind {
     TrySum,
     /// Sum and count; ours the other way round.
     Average,
+    /// The same of decimals, where both keep the same, ours with more digits.
+    DecimalAverage,
     /// A value, and whether there was one.
     Edge(&'static str),
     /// Count, mean and the sum of squares of the distances from it.
@@ -63,18 +65,15 @@ impl<'a> Buffers<'a> {
             },
             "try_sum" => (Kind::TrySum, vec![field("sum", own(0)), field("isEmpty", DataType::Boolean)]),
             "avg" => {
-                let sum = match own(1) {
-                    DataType::Float64 => DataType::Float64,
+                let (kind, sum) = match (own(0), own(1), aggregate.arguments.first()) {
+                    (DataType::UInt64, DataType::Float64, _) => (Kind::Average, DataType::Float64),
                     // Spark's has as many digits as the argument, and ten more.
-                    DataType::Decimal128(..) | DataType::Decimal256(..) => match aggregate.arguments.first() {
-                        Some(DataType::Decimal128(digits, scale)) => {
-                            DataType::Decimal128((digits + 10).min(38), *scale)
-                        }
-                        _ => return Err(unknown()),
-                    },
+                    (DataType::Decimal128(..), DataType::Int64, Some(DataType::Decimal128(digits, scale))) => {
+                        (Kind::DecimalAverage, DataType::Decimal128((digits + 10).min(38), *scale))
+                    }
                     _ => return Err(unknown()),
                 };
-                (Kind::Average, vec![field("sum", sum), field("count", DataType::Int64)])
+                (kind, vec![field("sum", sum), field("count", DataType::Int64)])
             }
             "min" | "bool_and" => (Kind::Plain("min"), vec![field("min", plain(own(0)))]),
             "max" | "bool_or" => (Kind::Plain("max"), vec![field("max", plain(own(0)))]),
@@ -141,14 +140,20 @@ impl<'a> Buffers<'a> {
                 }
                 // Nothing was added: sum and count are NULL in ours (a count of 0 would be divided by), 0 in Spark's.
                 let empty = BooleanArray::from_unary(counts, |count| count == 0);
-                let sum = match wanted(1) {
-                    DataType::Decimal128(..) | DataType::Decimal256(..) => cast(&spark[0], wanted(1)),
-                    _ => Ok(spark[0].clone()),
-                };
-                let sum = sum.and_then(|sum| nullif(&sum, &empty)).map_err(|error| error.to_string())?;
+                let sum = nullif(&spark[0], &empty).map_err(|error| error.to_string())?;
                 let counts: UInt64Array = counts.unary(|count| count as u64);
                 let counts = nullif(&counts, &empty).map_err(|error| error.to_string())?;
                 Ok(vec![counts, sum])
+            }
+            Kind::DecimalAverage => {
+                if spark[1].null_count() > 0 || spark[1].as_primitive::<Int64Type>().values().iter().any(|n| *n < 0) {
+                    return Err(broken("has no count"));
+                }
+                if spark[0].null_count() > 0 {
+                    return Err(overflow());
+                }
+                let sum = cast(&spark[0], wanted(0)).map_err(|error| error.to_string())?;
+                Ok(vec![sum, spark[1].clone()])
             }
             Kind::Edge(_) => match spark[1].null_count() {
                 0 => Ok(vec![fitted(&spark[0], 0)?, spark[1].clone()]),
@@ -198,14 +203,11 @@ impl<'a> Buffers<'a> {
             }
             Kind::Average => {
                 let counts: Int64Array = ours[0].as_primitive::<UInt64Type>().unary(|count| count as i64);
-                let sum = match ours[1].data_type() {
-                    DataType::Decimal128(..) | DataType::Decimal256(..) => {
-                        cast(&ours[1], self.fields[0].data_type()).map_err(failed)?
-                    }
-                    _ => ours[1].clone(),
-                };
                 let counts: ArrayRef = Arc::new(counts);
-                vec![or_zero(&sum), or_zero(&counts)]
+                vec![or_zero(&ours[1]), or_zero(&counts)]
+            }
+            Kind::DecimalAverage => {
+                vec![cast(&ours[0], self.fields[0].data_type()).map_err(failed)?, ours[1].clone()]
             }
             Kind::Moments => {
                 let counts: Float64Array = ours[0].as_primitive::<UInt64Type>().unary(|count| count as f64);

@@ -48,18 +48,19 @@ fn wrong_literal(expr: &Expr) -> Option<DataFusionError> {
     (!fits).then(|| refused_analysis("INVALID_TYPED_LITERAL", format!("'{text}' is no {}", literal.data_type)))
 }
 
+/// `(struct).field`, `array[index]` and `map[key]` as calls.
+pub(super) fn access(expr: &Expr) -> Option<Expr> {
+    let Expr::CompoundFieldAccess { root, access_chain } = expr else { return None };
+    access_chain.iter().try_fold(root.as_ref().clone(), |inner, access| match access {
+        AccessExpr::Dot(Expr::Identifier(field)) => Some(field_of(inner, &field.value)),
+        AccessExpr::Subscript(Subscript::Index { index }) => Some(call("subscript", vec![inner, index.clone()])),
+        _ => None,
+    })
+}
+
 fn rewrite(expr: &Expr) -> Option<Expr> {
     match expr {
-        // (struct).field, array[index], map[key]
-        Expr::CompoundFieldAccess { root, access_chain } => {
-            access_chain.iter().try_fold(root.as_ref().clone(), |inner, access| match access {
-                AccessExpr::Dot(Expr::Identifier(field)) => Some(field_of(inner, &field.value)),
-                AccessExpr::Subscript(Subscript::Index { index }) => {
-                    Some(call("subscript", vec![inner, index.clone()]))
-                }
-                _ => None,
-            })
-        }
+        Expr::CompoundFieldAccess { .. } => access(expr),
         // A literal with a suffix.
         Expr::Cast { kind: CastKind::SafeCast, expr, data_type, array, format } => Some(Expr::Cast {
             kind: CastKind::Cast,

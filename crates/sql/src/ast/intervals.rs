@@ -120,7 +120,7 @@ pub(super) fn of_several_units(rest: &[TokenWithSpan]) -> Option<(Vec<Token>, us
         let text = text.trim();
         let text = text.strip_prefix("interval ").or_else(|| text.strip_prefix("INTERVAL ")).unwrap_or(text);
         let pieces: Vec<&str> = text.split_whitespace().collect();
-        if pieces.is_empty() || pieces.len() % 2 != 0 {
+        if pieces.is_empty() || !pieces.len().is_multiple_of(2) {
             return None;
         }
         for pair in pieces.chunks(2) {

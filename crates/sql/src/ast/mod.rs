@@ -30,7 +30,7 @@ mod tokens;
 pub(crate) use self::functions::CAST_OPERAND;
 pub(crate) use tokens::{parse_expression, parse_statements};
 
-use self::functions::{Functions, field_of};
+use self::functions::{Functions, access, field_of};
 use self::generators::Generators;
 use self::grouping::GroupingSets;
 use self::joins::Joins;
@@ -571,6 +571,14 @@ impl VisitorMut for Aliases {
 
     fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
         self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        // What stands behind a dot is a field, whatever is called so.
+        if let Some(call) = access(expr) {
+            *expr = call;
+        }
         ControlFlow::Continue(())
     }
 

@@ -269,6 +269,9 @@ fn made(
     sources: &[&ArrayRef],
     mut places: impl FnMut(usize, &mut Vec<(usize, usize)>) -> Result<()>,
 ) -> Result<ArrayRef> {
+    if call.returns.is_null() {
+        return Ok(new_null_array(call.returns, call.rows));
+    }
     let DataType::List(item) = call.returns else { return exec_err!("{} is no list", call.returns) };
     let mut order = Vec::new();
     let mut lengths = Vec::with_capacity(call.rows);
@@ -493,8 +496,8 @@ fn arrays_zip(call: &Call<'_>) -> Result<ArrayRef> {
     let mut lengths = Vec::with_capacity(call.rows);
     let mut places: Vec<Vec<Option<u32>>> = vec![Vec::new(); lists.len()];
     let valid: Vec<bool> = (0..call.rows).map(|row| lists.iter().all(|list| list.list.is_valid(row))).collect();
-    for row in 0..call.rows {
-        let longest = if valid[row] { lists.iter().map(|list| list.range(row).len()).max().unwrap_or(0) } else { 0 };
+    for (row, valid) in valid.iter().enumerate() {
+        let longest = if *valid { lists.iter().map(|list| list.range(row).len()).max().unwrap_or(0) } else { 0 };
         for (list, places) in lists.iter().zip(&mut places) {
             let range = list.range(row);
             places.extend((0..longest).map(|at| range.clone().nth(at).map(|at| at as u32)));

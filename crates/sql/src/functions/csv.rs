@@ -80,9 +80,8 @@ impl Syntax {
                 let mut chars = rest[self.quote.len_utf8()..].chars();
                 while let Some(c) = chars.next() {
                     let next = chars.clone().next();
-                    if c == self.escape && (next == Some(self.quote) || next == Some(self.escape)) {
-                        cell.extend(chars.next());
-                    } else if c == self.quote && next == Some(self.quote) {
+                    let is_quoted = next == Some(self.quote) && (c == self.quote || c == self.escape);
+                    if is_quoted || c == self.escape && next == Some(self.escape) {
                         cell.extend(chars.next());
                     } else if c == self.quote {
                         break;

@@ -662,8 +662,8 @@ fn unix_timestamp(call: &Call<'_>) -> Result<ArrayRef> {
         return Ok(Arc::new(seconds?));
     }
     let moments = cast_array(&of, &types::timestamp(call.zone), false)?;
-    let seconds: Int64Array =
-        moments.as_primitive::<TimestampMicrosecondType>().unary(|micros: i64| micros.div_euclid(SECOND));
+    // Towards the epoch, other than unix_seconds() and a cast.
+    let seconds: Int64Array = moments.as_primitive::<TimestampMicrosecondType>().unary(|micros: i64| micros / SECOND);
     Ok(Arc::new(seconds))
 }
 

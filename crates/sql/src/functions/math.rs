@@ -13,6 +13,7 @@ use datafusion::common::{Result, ScalarValue, exec_err};
 use super::function::{Arg, Args, Call, Spec, returns};
 use super::types::{is_integral, is_number, is_string, mismatch, sql_name};
 use crate::error::failed;
+use crate::functions::mask;
 
 const DOUBLE: Args = Args::Fixed(1, &[Arg::Double]);
 const DOUBLES: Args = Args::Fixed(2, &[Arg::Double, Arg::Double]);
@@ -163,7 +164,7 @@ fn nanvl(call: &Call<'_>) -> Result<ArrayRef> {
         DataType::Float32 => BooleanArray::from_unary(value.as_primitive::<Float32Type>(), f32::is_nan),
         _ => BooleanArray::from_unary(value.as_primitive::<Float64Type>(), f64::is_nan),
     };
-    Ok(compute::kernels::zip::zip(&compute::prep_null_mask_filter(&is_nan), &otherwise, &value)?)
+    Ok(compute::kernels::zip::zip(&mask(&is_nan), &otherwise, &value)?)
 }
 
 fn factorial(call: &Call<'_>) -> Result<ArrayRef> {

@@ -33,6 +33,8 @@ pub(crate) mod window;
 
 use std::sync::Arc;
 
+use datafusion::arrow::array::{Array, BooleanArray};
+use datafusion::arrow::compute::prep_null_mask_filter;
 use datafusion::logical_expr::ScalarUDF;
 
 use self::arithmetic::Arithmetic;
@@ -59,4 +61,21 @@ pub(crate) fn scalar(zone: &Arc<str>) -> Vec<ScalarUDF> {
     ];
     let own = tables.into_iter().flatten().map(|spec| Function::udf(spec, zone));
     own.chain(Arithmetic::all()).chain([misc::Coalesce::udf()]).collect()
+}
+
+/// A condition with false in place of NULL.
+pub(crate) fn mask(condition: &BooleanArray) -> BooleanArray {
+    if condition.nulls().is_some() { prep_null_mask_filter(condition) } else { condition.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_without_nulls_is_its_own_mask() {
+        let condition = BooleanArray::from(vec![true, false]);
+        assert_eq!(mask(&condition), condition);
+        assert_eq!(mask(&BooleanArray::from(vec![Some(true), None])), condition);
+    }
 }

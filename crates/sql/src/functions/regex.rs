@@ -6,6 +6,7 @@
 //! a possessive quantifier gives back what it took.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, StringArray};
@@ -693,11 +694,11 @@ fn like(call: &Call<'_>, lower: bool) -> Result<ArrayRef> {
     let mut compiled: HashMap<(&str, &str), Like> = HashMap::new();
     rows::bools(&[&text, &pattern, &escape], |row| {
         let key = (pattern.value(row), escape.value(row));
-        if !compiled.contains_key(&key) {
-            let escape = key.1.chars().next().unwrap_or('\\');
-            compiled.insert(key, Like::compile(key.0, escape)?);
-        }
-        Ok(Some(compiled[&key].matches(text.value(row))))
+        let like = match compiled.entry(key) {
+            Entry::Occupied(like) => like.into_mut(),
+            Entry::Vacant(new) => new.insert(Like::compile(key.0, key.1.chars().next().unwrap_or('\\'))?),
+        };
+        Ok(Some(like.matches(text.value(row))))
     })
 }
 

@@ -84,7 +84,7 @@ fn round_args(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
         of if is_string(of) || of.is_null() => DataType::Float64,
         of => return Err(wrong_type(of)),
     };
-    Ok(std::iter::once(of).chain(types.get(1).map(|_| DataType::Int32)).collect())
+    Ok(std::iter::once(of).chain(types.get(1).map(digits_type)).collect())
 }
 
 /// Without digits whole numbers come out, with them decimals.
@@ -111,15 +111,23 @@ fn whole_args(types: &[DataType], _: &Arc<str>) -> Result<Vec<DataType>> {
         DataType::Float64 => bounded(30, 15),
         _ => bounded(38, 18),
     };
-    Ok(vec![decimal, DataType::Int32])
+    Ok(vec![decimal, digits_type(&types[1])])
+}
+
+/// Whole numbers stay what they are: a constant that is cast is none any more before it is computed.
+fn digits_type(of: &DataType) -> DataType {
+    if is_integral(of) { of.clone() } else { DataType::Int32 }
 }
 
 /// How many digits behind the point are kept; nothing where that is NULL.
 fn kept(constants: &[Option<&ScalarValue>]) -> Result<Option<i32>> {
     match constants.get(1) {
         None => Ok(Some(0)),
-        Some(Some(ScalarValue::Int32(digits))) => Ok(*digits),
         Some(Some(value)) if value.is_null() => Ok(None),
+        Some(Some(value)) if is_integral(&value.data_type()) => match value.cast_to(&DataType::Int32)? {
+            ScalarValue::Int32(digits) => Ok(digits),
+            other => exec_err!("{other} is no number of digits"),
+        },
         Some(_) => Err(mismatch("NON_FOLDABLE_INPUT", "the digits that a rounding keeps must be a constant integer")),
     }
 }
@@ -160,7 +168,8 @@ fn digits(call: &Call<'_>) -> Result<Option<i32>> {
     if call.len() < 2 {
         return Ok(Some(0));
     }
-    let digits = call.numbers::<Int32Type>(1)?;
+    let digits = compute::cast(&call.array(1)?, &DataType::Int32)?;
+    let digits = digits.as_primitive::<Int32Type>();
     Ok((!digits.is_empty() && digits.is_valid(0)).then(|| digits.value(0)))
 }
 

@@ -5,7 +5,7 @@ use std::mem::{size_of, size_of_val};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, PrimitiveArray};
-use datafusion::arrow::compute::{not, nullif, prep_null_mask_filter};
+use datafusion::arrow::compute::{not, nullif};
 use datafusion::arrow::datatypes::{
     ArrowNativeTypeOp, ArrowPrimitiveType, DataType, Decimal128Type, Field, FieldRef, Int64Type,
 };
@@ -20,6 +20,7 @@ use datafusion::physical_expr::NullState;
 
 use super::types::{bounded, is_decimal, is_integral, is_number, is_string, mismatch, sql_name};
 use crate::error::{failed, refused_analysis};
+use crate::functions::mask;
 
 /// DataFusion's sum of DOUBLE; the others are checked.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -154,7 +155,7 @@ impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp> + Send> GroupsAccumulator 
     fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         // The sum of one value is the value; one that the filter leaves out is NULL.
         let values = match filter {
-            Some(filter) => nullif(&values[0], &not(&prep_null_mask_filter(filter))?)?,
+            Some(filter) => nullif(&values[0], &not(&mask(filter))?)?,
             None => values[0].clone(),
         };
         Ok(vec![Arc::new(values.as_primitive::<T>().clone().with_data_type(self.of.clone()))])

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, PrimitiveArray, make_comparator};
 use datafusion::arrow::buffer::NullBuffer;
-use datafusion::arrow::compute::{SortOptions, not, nullif, prep_null_mask_filter};
+use datafusion::arrow::compute::{SortOptions, not, nullif};
 use datafusion::arrow::datatypes::{
     ArrowNativeTypeOp, ArrowPrimitiveType, DataType, FieldRef, Float32Type, Float64Type,
 };
@@ -19,6 +19,7 @@ use datafusion::logical_expr::{
 };
 
 use super::{Spec, wrong_count};
+use crate::functions::mask;
 use crate::functions::types::{mismatch, sql_name};
 
 /// The functions of this file.
@@ -243,7 +244,7 @@ impl<T: ArrowPrimitiveType<Native: ArrowNativeTypeOp>> GroupsAccumulator for Flo
 
     fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         Ok(vec![match filter {
-            Some(filter) => nullif(&values[0], &not(&prep_null_mask_filter(filter))?)?,
+            Some(filter) => nullif(&values[0], &not(&mask(filter))?)?,
             None => values[0].clone(),
         }])
     }

@@ -259,7 +259,7 @@ impl Counted {
         let most = counts.values().iter().copied().max().unwrap_or(0);
         let mut best = (0..counts.len()).filter(|row| counts.value(*row) == most);
         let chosen = match (self.pick, self.descending) {
-            (Pick::LeastMode, true) => best.last(),
+            (Pick::LeastMode, true) => best.next_back(),
             (Pick::LeastMode, false) => best.next(),
             _ => {
                 let places = places(values);

@@ -180,8 +180,27 @@ pub(super) fn to_decimals(array: &ArrayRef, to: &DataType, lenient: bool) -> Res
     Ok(Arc::new(values?.with_data_type(to.clone())))
 }
 
+/// A number whose digits are those of any script, as Java's BigDecimal reads it; nothing where there is something else in it.
+fn with_plain_digits(text: &str) -> Option<String> {
+    text.chars().map(|c| if c.is_ascii() { Some(c) } else { plain_digit(c) }).collect()
+}
+
+/// The digit that a character is, in the scripts of Unicode's Basic Multilingual Plane, where each has its ten in a row.
+fn plain_digit(c: char) -> Option<char> {
+    const ZEROS: [u32; 36] = [
+        0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0, 0xf20,
+        0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0,
+        0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10,
+    ];
+    let zero = ZEROS.iter().rev().find(|zero| **zero <= u32::from(c))?;
+    char::from_digit(u32::from(c) - zero, 10)
+}
+
 /// The decimal that a text such as `-12.5e3` is, rounded half up to the scale; nothing where it is none or does not fit.
 pub(crate) fn exact(text: &str, precision: u8, scale: i32) -> Option<i128> {
+    if !text.is_ascii() {
+        return exact(&with_plain_digits(text)?, precision, scale);
+    }
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
         None => (text, 0),

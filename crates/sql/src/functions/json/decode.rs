@@ -295,8 +295,8 @@ fn column(values: &[Option<&Json<'_>>], data_type: &DataType, settings: &Setting
                 })
                 .collect();
             let lengths: Vec<usize> = pairs.iter().map(|pairs| pairs.len()).collect();
-            let names =
-                StringArray::from_iter_values(pairs.iter().flat_map(|pairs| pairs.iter().map(|(name, _)| name)));
+            let names: Vec<&str> = pairs.iter().flat_map(|pairs| pairs.iter().map(|(name, _)| name.as_ref())).collect();
+            let names = StringArray::from(names);
             let elements: Vec<Option<&Json<'_>>> =
                 pairs.iter().flat_map(|pairs| pairs.iter().map(|(_, value)| Some(value))).collect();
             let (column, of_elements) = column(&elements, fields[1].data_type(), settings)?;

@@ -12,8 +12,8 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::type_coercion::functions::{fields_with_udf, value_fields_with_higher_order_udf};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
-    Between, BinaryExpr, Case, Expr, ExprSchemable, LambdaParametersProgress, Like, LogicalPlan, LogicalPlanBuilder,
-    Operator, Projection, Union, ValueOrLambda,
+    Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like, LogicalPlan,
+    LogicalPlanBuilder, Operator, Projection, Union, ValueOrLambda,
 };
 
 use crate::ast::CAST_OPERAND;
@@ -51,13 +51,31 @@ pub(crate) fn plan(plan: LogicalPlan) -> Result<LogicalPlan> {
         let schema = merge_schema(&node.inputs());
         let names = NamePreserver::new(&node);
         let rewritten = node.map_expressions(|expr| {
-            let name = names.save(&expr);
-            Ok(Transformed::yes(name.restore(expression(expr, &schema)?)))
+            keeping_names(&names, expr, &mut |expr| expression(expr, &schema)).map(Transformed::yes)
         })?;
         // Schemas follow the types of their inputs, also where no expression changed.
         rewritten.map_data(LogicalPlan::recompute_schema)
     })
     .map(|transformed| transformed.data)
+}
+
+/// Rewrites an expression of a node and keeps its name; in grouping sets each key keeps its own.
+pub(crate) fn keeping_names(
+    names: &NamePreserver,
+    expr: Expr,
+    rewrite: &mut dyn FnMut(Expr) -> Result<Expr>,
+) -> Result<Expr> {
+    let mut rewrite = |expr: Expr| {
+        let name = names.save(&expr);
+        Ok(name.restore(rewrite(expr)?))
+    };
+    let Expr::GroupingSet(set) = expr else { return rewrite(expr) };
+    let mut all = |keys: Vec<Expr>| keys.into_iter().map(&mut rewrite).collect::<Result<Vec<_>>>();
+    Ok(Expr::GroupingSet(match set {
+        GroupingSet::Rollup(keys) => GroupingSet::Rollup(all(keys)?),
+        GroupingSet::Cube(keys) => GroupingSet::Cube(all(keys)?),
+        GroupingSet::GroupingSets(sets) => GroupingSet::GroupingSets(sets.into_iter().map(all).collect::<Result<_>>()?),
+    }))
 }
 
 /// An expression over the columns of a schema, with Spark's types.

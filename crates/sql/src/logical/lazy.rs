@@ -8,6 +8,8 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::split_conjunction_owned;
 use datafusion::logical_expr::{BinaryExpr, Expr, Filter, LogicalPlan, Operator, and, lit, or, when};
 
+use super::analyse::keeping_names;
+
 /// Functions that fail on some of their arguments. Casts are another matter.
 const FALLIBLE: &[&str] = &[
     "abs",
@@ -47,8 +49,7 @@ pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
         LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_) => {
             let names = NamePreserver::new(&node);
             node.map_expressions(|expr| {
-                let name = names.save(&expr);
-                Ok(guarded(expr)?.update_data(|expr| name.restore(expr)))
+                keeping_names(&names, expr, &mut |expr| Ok(guarded(expr)?.data)).map(Transformed::yes)
             })
         }
         other => Ok(Transformed::no(other)),

@@ -93,7 +93,9 @@ pub fn default_action(class: &'static ErrorClass) -> &'static str {
         Reaction::Retry(_) => {
             "The batch is tried again with growing waits, then behind the circuit breaker, until it works"
         }
-        Reaction::Isolate => "The rows that are refused go to the dead letters, and the rest of the batch is written",
+        Reaction::Isolate => {
+            "The rows that are refused go to the dead letters, and the rest of the batch is written, where the sink can tell them and the query has no state; else the query stops"
+        }
         Reaction::DeadLetterBatch => "All rows of the batch go to the dead letters",
         Reaction::Pause => "The query waits for a person",
         Reaction::Stop => "The query stops; the other queries of the job go on",

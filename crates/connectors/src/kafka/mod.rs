@@ -3,6 +3,8 @@
 mod errors;
 mod properties;
 mod requests;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use errors::classify;
 pub(crate) use errors::{Events, config_error};

@@ -22,6 +22,7 @@ use rdkafka::{ClientConfig, Message as _, Offset as At, TopicPartitionList};
 use serde_json::json;
 
 use super::*;
+use crate::kafka::testing::{is_blocked, settle};
 use crate::sinks::testing::{
     all_kinds, batch, context, failing_stream, hanging_stream, numbered, rows_of, server, stream_of,
 };
@@ -87,6 +88,12 @@ impl Kafka {
         reader
     }
 
+    /// All records that a reader sees when no transaction is open, by partition.
+    fn committed(&self, topic: &str) -> BTreeMap<i32, Vec<OwnedMessage>> {
+        self.settle(topic);
+        self.read(topic, "read_committed")
+    }
+
     /// All records that a reader sees now, by partition.
     fn read(&self, topic: &str, isolation: &str) -> BTreeMap<i32, Vec<OwnedMessage>> {
         let reader = self.reader(topic, isolation);
@@ -117,26 +124,17 @@ impl Kafka {
             let row: serde_json::Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
             row["id"].as_i64().unwrap()
         };
-        let mut ids: Vec<_> = self.read(&self.topic, "read_committed").into_values().flatten().map(id).collect();
+        let mut ids: Vec<_> = self.committed(&self.topic).into_values().flatten().map(id).collect();
         ids.sort_unstable();
         ids
     }
 
-    /// Whether readers of committed records wait for the end of a transaction.
-    fn is_blocked(&self) -> bool {
-        let ends = |isolation| {
-            let reader = self.reader(&self.topic, isolation);
-            (0..self.partitions(&reader))
-                .map(|partition| reader.fetch_watermarks(&self.topic, partition, LIMIT).unwrap().1)
-                .collect::<Vec<_>>()
-        };
-        // In this order, so that a transaction that ends in between shows as one that is over.
-        let all = ends("read_uncommitted");
-        ends("read_committed").iter().zip(all).any(|(committed, all)| *committed < all)
+    fn settle(&self, topic: &str) {
+        settle(&self.brokers, topic);
     }
 
-    fn partitions(&self, reader: &BaseConsumer) -> i32 {
-        reader.fetch_metadata(Some(&self.topic), LIMIT).unwrap().topics()[0].partitions().len() as i32
+    fn is_blocked(&self) -> bool {
+        is_blocked(&self.brokers, &self.topic)
     }
 
     /// What ordinary tools see of the ledger.
@@ -252,7 +250,7 @@ async fn rows_arrive_once_and_a_repeated_batch_has_no_effect() {
     assert_eq!(empty, Written::default());
     assert_eq!((kafka.ids(), kafka.ledger()), ((0..1010).collect::<Vec<_>>(), Some(2)));
 
-    let records = kafka.read(&kafka.topic, "read_committed");
+    let records = kafka.committed(&kafka.topic);
     let bytes: usize =
         records.values().flatten().map(|record| record.payload().unwrap().len() + record.key().unwrap().len()).sum();
     let first = records.values().flatten().find(|record| record.key() == Some(b"7")).unwrap();
@@ -264,7 +262,7 @@ async fn rows_arrive_once_and_a_repeated_batch_has_no_effect() {
     producer.send(BaseRecord::to(&kafka.topic).key("7").payload(r#"{"id":-7}"#)).unwrap();
     producer.flush(LIMIT).unwrap();
     let with_key_7: Vec<_> = kafka
-        .read(&kafka.topic, "read_committed")
+        .committed(&kafka.topic)
         .into_values()
         .map(|records| records.iter().filter(|record| record.key() == Some(b"7")).count())
         .collect();
@@ -284,7 +282,7 @@ async fn a_process_that_is_killed_in_the_middle_leaves_nothing_and_blocks_nobody
     let sink = kafka.open(&rows, json!({"key": ["id"]}));
     let written = sink.write(&again(1), stream_of(vec![rows])).await.unwrap();
     assert_eq!((written.rows, written.duplicate), (1000, false));
-    assert!(!kafka.is_blocked());
+    kafka.settle(&kafka.topic);
     assert_eq!(kafka.ids(), (0..2000).collect::<Vec<_>>());
     let all: usize = kafka.read(&kafka.topic, "read_uncommitted").values().map(Vec::len).sum();
     assert!(all > 2000, "the aborted records were there: {all}");
@@ -322,7 +320,7 @@ async fn a_batch_that_fails_or_is_given_up_is_aborted_at_once() {
     let sink = kafka.open(&rows, json!({}));
     let error = sink.write(&batch(0), failing_stream(vec![rows.clone()])).await.unwrap_err();
     assert!(error.to_string().contains("the source went away"), "{error}");
-    assert!(!kafka.is_blocked());
+    kafka.settle(&kafka.topic);
     let hung = again(0);
     let waiting = sink.write(&hung, hanging_stream(vec![rows.clone()]));
     tokio::select! {
@@ -348,7 +346,7 @@ async fn a_later_writer_fences_the_one_before() {
     let error = first.write(&batch(1), stream_of(vec![numbered(100, 100)])).await.unwrap_err();
     assert_eq!((error.class(), error.kind()), (class::FENCED, ErrorKind::Fenced), "{error}");
     assert!(error.to_string().contains("another process has taken over this query"), "{error}");
-    assert!(!kafka.is_blocked());
+    kafka.settle(&kafka.topic);
     // Should it connect anew, it finds the later epoch in the ledger.
     let error = first.write(&again(1), stream_of(vec![numbered(100, 100)])).await.unwrap_err();
     assert_eq!(error.class(), class::FENCED, "{error}");
@@ -372,7 +370,7 @@ async fn a_later_writer_fences_the_one_before() {
         drop(sender);
     });
     assert_eq!(written.unwrap_err().class(), class::FENCED);
-    assert!(!kafka.is_blocked());
+    kafka.settle(&kafka.topic);
     assert_eq!(kafka.ids(), (0..220).collect::<Vec<_>>());
 }
 
@@ -474,7 +472,7 @@ async fn columns_are_the_parts_of_records() {
     sink.check().await.unwrap();
     let written = sink.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap();
     assert_eq!((written.rows, written.bytes), (3, 8));
-    let found = kafka.read(&kafka.topic, "read_committed");
+    let found = kafka.committed(&kafka.topic);
     let [first] = found[&2].as_slice() else { panic!("{found:?}") };
     assert_eq!((first.key(), first.payload()), (Some(&b"k"[..]), Some(&b"\x00\xff"[..])));
     assert_eq!(first.timestamp().to_millis(), Some(1_000_000));
@@ -482,13 +480,13 @@ async fn columns_are_the_parts_of_records() {
     assert_eq!(headers, [("trace", Some(&b"\x01"[..])), ("none", None)]);
     let [gone] = found[&1].as_slice() else { panic!("{found:?}") };
     assert_eq!((gone.key(), gone.payload(), gone.timestamp().to_millis()), (Some(&b""[..]), None, Some(2_000_000)));
-    let elsewhere = kafka.read(&other, "read_committed");
+    let elsewhere = kafka.committed(&other);
     assert_eq!((elsewhere[&0][0].key(), elsewhere[&0][0].payload()), (None, Some(&b"plain"[..])));
 
     // The setting goes before the column; a row without a topic is an error that leaves nothing.
     let fixed = json!({"format": "columns", "timestamp": "at"});
     kafka.open(&rows, fixed).write(&batch(1), stream_of(vec![rows.clone()])).await.unwrap();
-    assert_eq!(kafka.read(&other, "read_committed")[&0].len(), 1);
+    assert_eq!(kafka.committed(&other)[&0].len(), 1);
     let mut columns = rows.columns().to_vec();
     columns[2] = Arc::new(StringArray::from(vec![Some(kafka.topic.as_str()), None, None]));
     let without = RecordBatch::try_new(rows.schema(), columns).unwrap();
@@ -496,8 +494,8 @@ async fn columns_are_the_parts_of_records() {
     let error = sink.write(&batch(2), stream_of(vec![without])).await.unwrap_err();
     assert_eq!(error.class(), class::CONSTRAINT_VIOLATION);
     assert!(error.to_string().contains("row 1 of the batch has NULL in `topic`"), "{error}");
-    assert_eq!(kafka.read(&kafka.topic, "read_committed").values().map(Vec::len).sum::<usize>(), 5);
-    assert!(!kafka.is_blocked());
+    assert_eq!(kafka.committed(&kafka.topic).values().map(Vec::len).sum::<usize>(), 5);
+    kafka.settle(&kafka.topic);
 }
 
 #[tokio::test]
@@ -521,7 +519,7 @@ async fn updates_are_records_with_a_key_and_missing_topics_are_made_when_told() 
     sink.check().await.unwrap();
     sink.write(&again(0), stream_of(vec![rows.clone()])).await.unwrap();
     let mut last = BTreeMap::new();
-    for record in kafka.read(&kafka.topic, "read_committed").into_values().flatten() {
+    for record in kafka.committed(&kafka.topic).into_values().flatten() {
         let row: serde_json::Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
         last.insert(String::from_utf8(record.key().unwrap().to_vec()).unwrap(), row["n"].as_i64().unwrap());
     }
@@ -534,7 +532,7 @@ async fn updates_are_records_with_a_key_and_missing_topics_are_made_when_told() 
     let error = sink.write(&batch(1), stream_of(vec![rows.clone(), nulls])).await.unwrap_err();
     assert_eq!(error.class(), class::CONSTRAINT_VIOLATION);
     assert!(error.to_string().contains("row 4 of the batch has NULL in `sensor`"), "{error}");
-    assert!(!kafka.is_blocked());
+    kafka.settle(&kafka.topic);
 }
 
 #[tokio::test]
@@ -545,7 +543,7 @@ async fn what_goes_wrong_is_named() {
     // Bigger than a record may be.
     let error = kafka.open(&rows, json!({})).write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err();
     assert_eq!(error.class(), class::SINK_REJECTED, "{error}");
-    assert!(!kafka.is_blocked());
+    kafka.settle(&kafka.topic);
     // Longer than the brokers allow.
     let long = kafka.open(&rows, json!({"transaction_timeout": "1 hour"}));
     let error = long.write(&batch(0), stream_of(vec![rows.clone()])).await.unwrap_err();
@@ -565,7 +563,7 @@ async fn what_goes_wrong_is_named() {
     let sink = tls("perennial");
     sink.check().await.unwrap();
     sink.write(&batch(0), stream_of(vec![small])).await.unwrap();
-    assert_eq!(kafka.read(&kafka.topic, "read_committed")[&0].len(), 1);
+    assert_eq!(kafka.committed(&kafka.topic)[&0].len(), 1);
 }
 
 #[tokio::test]

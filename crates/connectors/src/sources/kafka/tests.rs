@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset as At, TopicPartitionList};
 
 use super::*;
+use crate::kafka::testing::settle;
 use crate::simulate::{Generator, Progress, Rate, Recipe, Run, Target, produce};
 use crate::sources::testing::{World, collect, try_collect};
 
@@ -340,6 +341,7 @@ async fn transactions_leave_gaps_and_nothing_else() {
         } else {
             transactional.abort_transaction(LIMIT).unwrap()
         }
+        settle(&kafka.brokers, &kafka.topic);
     };
     let values = |inputs: &[Input]| -> Vec<String> {
         records(inputs).into_iter().filter(|(partition, ..)| *partition == 0).map(|(.., value)| value).collect()
@@ -393,6 +395,7 @@ async fn transactions_leave_gaps_and_nothing_else() {
     let seen = values(&collect(&*uncommitted, None, &end, 1).await);
     assert_eq!(seen.len(), 10 + 5 + 3 + 4 + 3 + 2 + 3 + 1);
     transactional.abort_transaction(LIMIT).unwrap();
+    settle(&kafka.brokers, &kafka.topic);
     let fifth = latest(&*source, Some(&fourth)).await.unwrap();
     assert_eq!(values(&collect(&*source, Some(&fourth), &fifth, 1).await), numbers(70..71));
 }

@@ -28,7 +28,7 @@ bench: ## measure the main job from files and Kafka, decoding, the stateful quer
 		python3 bench/peers/run.py --only perennial,perennial-kafka,datafusion-batch $(ARGS)
 	cargo bench -p perennial-connectors --no-default-features --bench decode
 	cargo bench -p perennial-sql --bench throughput
-	cargo bench -p perennial --bench state
+	cargo run --release -p perennial-bench --bin perennial-bench-state
 	cargo bench -p perennial-connectors --no-default-features --bench sinks
 
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query

@@ -1,7 +1,9 @@
 //! Queries with state over the real state store and checkpoint, rows coming from memory: many keys, single records, a join of streams, and
 //! the time from a SIGKILL to the next commit.
 //!
-//! `cargo bench -p perennial --bench state` (`-- keys one join recovery` for some of it; `KEYS=2000000` for other numbers of keys)
+//! `cargo run --release -p perennial-bench --bin perennial-bench-state` (`-- keys one join recovery` for some of it; `KEYS=2000000` for
+//! other numbers of keys). It stands here and not among the benches of a crate because those build every dependency anew, with the
+//! features of the tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -391,7 +393,7 @@ fn resume(keys: u64, directory: &Path, from: u64) {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["--fill", count, directory] => return fill(count.parse().unwrap(), Path::new(directory)),

@@ -11,6 +11,10 @@ mod topic;
 
 use std::process::ExitCode;
 
+/// The program's own, so that what is compared differs in nothing else.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Any error; a benchmark stops at the first.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

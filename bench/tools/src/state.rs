@@ -35,6 +35,10 @@ use perennial_core::job::JobSpec;
 use perennial_core::progress::{BatchReport, Observers};
 use perennial_core::query::{Query, Step};
 
+/// The program's own, so that what is compared differs in nothing else.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROWS_PER_BLOCK: usize = 32_768;
 const START_MICROS: i64 = 1_767_225_600_000_000;
 

@@ -9,6 +9,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Arrow's buffers and the state of groups are many and short-lived, on all threads: the C library's allocator takes up to half of the
+/// time of a query for them (`docs/performance.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Streaming analytics that must not stop, lose or double a record.
 ///
 /// A job is a YAML file with Spark SQL in it: sources, queries, sinks. `perennial run` runs it until it is stopped, and goes on where it

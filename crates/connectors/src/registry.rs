@@ -113,6 +113,8 @@ registry! {
         "influxdb" = InfluxDb(crate::sinks::influxdb::InfluxDbSink);
         #[cfg(feature = "kafka")]
         "kafka" = Kafka(crate::sinks::kafka::KafkaSink);
+        #[cfg(feature = "delta")]
+        "delta" = Delta(crate::sinks::delta::DeltaSink);
         "files" = Files(crate::sinks::files::FilesSink);
         "console" = Console(crate::sinks::console::ConsoleSink);
     }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`sqlite`], [`postgres`] | tables | is found in the ledger and left out |
 //! | `kafka` | topics | is found in the ledger and left out |
+//! | `delta` | tables of Delta Lake | is found in the table's log and left out |
 //! | [`files`] | Parquet, JSON lines, CSV | replaces its own files with the same rows |
 //! | [`influxdb`] | points | overwrites its own points with the same values |
 //! | [`console`] | the terminal | is printed again |
@@ -13,6 +14,8 @@
 
 pub(crate) mod columns;
 pub mod console;
+#[cfg(feature = "delta")]
+pub mod delta;
 pub(crate) mod fault;
 pub mod files;
 pub mod influxdb;

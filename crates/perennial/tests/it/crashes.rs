@@ -9,7 +9,7 @@ use perennial_core::crash::CrashPoint;
 
 use crate::support::{Home, code, stderr};
 
-/// Counts in windows into a database, and copies into files by a partition.
+/// Counts in windows into a database, copies into files by a partition, and into a Delta table.
 const JOB: &str = "\
 name: crashes
 sources:
@@ -25,6 +25,9 @@ queries:
   copies:
     sql: SELECT id, id % 2 AS half FROM input
     sink: { files: { path: out, format: parquet, partition_by: [half] } }
+  lake:
+    sql: SELECT id FROM input
+    sink: { delta: { path: lake, checkpoint_interval: 3 } }
 trigger: available_now
 checkpoint: checkpoint
 batches_to_retain: 2
@@ -41,6 +44,7 @@ const PER_FILE: u64 = 10;
 struct Results {
     counts: Vec<(String, i64, i64)>,
     copies: Vec<i64>,
+    lake: Vec<i64>,
     dead_letters: Vec<String>,
 }
 
@@ -53,6 +57,11 @@ fn home() -> Home {
     home
 }
 
+fn ids(path: &std::path::Path) -> Vec<i64> {
+    let rows = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path).unwrap()).unwrap().build().unwrap();
+    rows.flat_map(|rows| rows.unwrap().column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
+}
+
 fn results(home: &Home) -> Results {
     let database = rusqlite::Connection::open(home.path("out.db")).unwrap();
     let mut statement = database.prepare("SELECT s, n, total FROM counts ORDER BY s").unwrap();
@@ -61,12 +70,23 @@ fn results(home: &Home) -> Results {
     let mut copies = Vec::new();
     for path in home.files_below("out").into_keys() {
         assert!(path.extension().is_some_and(|end| end == "parquet"), "not a result: {}", path.display());
-        let file = std::fs::File::open(&path).unwrap();
-        for rows in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {
-            copies.extend_from_slice(rows.unwrap().column(0).as_primitive::<Int64Type>().values());
-        }
+        copies.extend(ids(&path));
     }
     copies.sort_unstable();
+    let mut lake = Vec::new();
+    for (_, content) in home
+        .files_below("lake/_delta_log")
+        .into_iter()
+        .filter(|(path, _)| path.extension().is_some_and(|end| end == "json"))
+    {
+        for line in String::from_utf8(content).unwrap().lines() {
+            let action: serde_json::Value = serde_json::from_str(line).unwrap();
+            if let Some(file) = action["add"]["path"].as_str() {
+                lake.extend(ids(&home.path("lake").join(file)));
+            }
+        }
+    }
+    lake.sort_unstable();
     let mut dead_letters = Vec::new();
     for (path, content) in home.files_below("dlq") {
         if path.extension().is_some_and(|end| end == "json") {
@@ -79,7 +99,7 @@ fn results(home: &Home) -> Results {
         }
     }
     dead_letters.sort_unstable();
-    Results { counts, copies, dead_letters }
+    Results { counts, copies, lake, dead_letters }
 }
 
 /// Runs the job until it dies at a point, and tells whether it did.
@@ -99,7 +119,8 @@ fn the_program_can_die_at_any_point() {
     assert_eq!(code(&calm.run()), 0);
     let expected = results(&calm);
     assert_eq!(expected.copies, (0..FILES * PER_FILE).map(|n| n as i64).collect::<Vec<_>>());
-    assert_eq!(expected.dead_letters.len() as u64, FILES * 2, "{:?}", expected.dead_letters);
+    assert_eq!(expected.lake, expected.copies);
+    assert_eq!(expected.dead_letters.len() as u64, FILES * 3, "{:?}", expected.dead_letters);
     assert!(expected.counts.len() > 5, "{:?}", expected.counts);
 
     let points = Mutex::new(CrashPoint::ALL.iter().copied());

@@ -54,7 +54,8 @@ impl LogArgs {
     /// Sends the logs of this process to standard error. Has no effect the second time.
     pub fn start(&self) {
         JSON.store(self.is_json(), Ordering::Relaxed);
-        let filter = EnvFilter::new(&self.log_level);
+        // The Delta kernel tells of each step of each commit at INFO.
+        let filter = EnvFilter::new(format!("delta_kernel=warn,{}", self.log_level));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_timer(Utc)

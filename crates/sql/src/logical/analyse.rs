@@ -12,7 +12,7 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::type_coercion::functions::{fields_with_udf, value_fields_with_higher_order_udf};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
-    Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like, LogicalPlan,
+    Aggregate, Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like, LogicalPlan,
     LogicalPlanBuilder, Operator, Projection, Union, ValueOrLambda,
 };
 
@@ -54,9 +54,35 @@ pub(crate) fn plan(plan: LogicalPlan) -> Result<LogicalPlan> {
             keeping_names(&names, expr, &mut |expr| expression(expr, &schema)).map(Transformed::yes)
         })?;
         // Schemas follow the types of their inputs, also where no expression changed.
-        rewritten.map_data(LogicalPlan::recompute_schema)
+        rewritten.map_data(|node| match node {
+            LogicalPlan::Aggregate(aggregate) => Ok(LogicalPlan::Aggregate(of_keys(aggregate)?)),
+            node => node.recompute_schema(),
+        })
     })
     .map(|transformed| transformed.data)
+}
+
+/// An aggregate in which the arguments of `grouping()` are keys again, whose names were kept.
+fn of_keys(aggregate: Aggregate) -> Result<Aggregate> {
+    let Aggregate { input, group_expr, mut aggr_expr, .. } = aggregate;
+    if let [Expr::GroupingSet(set)] = group_expr.as_slice() {
+        let keys = set.distinct_expr();
+        let key_of = |argument: Expr| {
+            let key = keys.iter().find(|key| matches!(key, Expr::Alias(alias) if *alias.expr == argument));
+            key.map_or(argument, |key| (*key).clone())
+        };
+        let replaced = |expr: Expr| {
+            expr.transform_up(|inner| match inner {
+                Expr::AggregateFunction(mut call) if call.func.name() == "grouping" => {
+                    call.params.args = call.params.args.into_iter().map(key_of).collect();
+                    Ok(Transformed::yes(Expr::AggregateFunction(call)))
+                }
+                other => Ok(Transformed::no(other)),
+            })
+        };
+        aggr_expr = aggr_expr.into_iter().map(|expr| Ok(replaced(expr)?.data)).collect::<Result<_>>()?;
+    }
+    Aggregate::try_new(input, group_expr, aggr_expr)
 }
 
 /// Rewrites an expression of a node and keeps its name; in grouping sets each key keeps its own.

@@ -199,7 +199,9 @@ impl Search {
             }
             match (rows.single(), known) {
                 _ if rows.is_empty() => {}
-                (Some((stream, row)), Known::Seen(error)) => self.guilty.push(Guilty { stream, row, error: error.into() }),
+                (Some((stream, row)), Known::Seen(error)) => {
+                    self.guilty.push(Guilty { stream, row, error: error.into() })
+                }
                 (_, Known::Nothing) | (Some(_), Known::Inferred) => {
                     self.trial = Some(Trial::Whole(rows.clone()));
                     return Some(rows);

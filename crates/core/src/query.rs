@@ -475,7 +475,7 @@ impl Query {
             let seen = intake.partition_times(&input.source);
             self.watermarks.observe_partitions(number, batch.entry.timestamp_ms, &seen);
         }
-        self.watermarks.observe(&outcome.max_event_times);
+        self.watermarks.observe(&newest_by_source(self.spec.plan.inputs(), &outcome.max_event_times));
         let next_watermark_ms = self.watermarks.global_ms();
         let tracks = self.watermarks.tracks_event_time();
         let state_bytes_written = state.as_ref().map_or(0, |_| self.state.last_stage().bytes);
@@ -948,6 +948,15 @@ impl Query {
         }
         self.lag.clone()
     }
+}
+
+/// A source that the query reads several times has one watermark: the newest event time of all of them counts.
+fn newest_by_source(inputs: &[PlanInput], seen: &[Option<i64>]) -> Vec<Option<i64>> {
+    let newest = |source: &str| {
+        let readings = inputs.iter().zip(seen).filter(|(input, _)| input.source == source);
+        readings.filter_map(|(_, micros)| *micros).max()
+    };
+    inputs.iter().map(|input| newest(&input.source)).collect()
 }
 
 /// Why a record is late.

@@ -109,9 +109,12 @@ fn counts(home: &Home) -> BTreeMap<String, u64> {
 const CASES: [(&str, &[u64]); 9] = [
     ("SELECT window.start AS s, count(*) AS n FROM a GROUP BY window(at, '5 minutes')", &[3, 4, 6]),
     ("SELECT window.start AS s, count(*) AS n FROM a GROUP BY window(at, '10 minutes', '5 minutes')", &[3, 6]),
-    ("SELECT session_window.start AS s, k, count(*) AS n FROM a GROUP BY session_window(at, '1 minute'), k", &[3, 4, 6]),
+    (
+        "SELECT session_window.start AS s, k, count(*) AS n FROM a GROUP BY session_window(at, '1 minute'), k",
+        &[3, 4, 6],
+    ),
     ("SELECT at, count(*) AS n FROM a WHERE k <> 'z' GROUP BY at", &[3, 4]),
-    ("SELECT id FROM plain", &[3, 4, 6]),
+    ("SELECT id, at FROM plain", &[3, 4, 6]),
     (
         "SELECT a.id, b.id AS other FROM a JOIN b ON a.k = b.k AND b.at BETWEEN a.at AND a.at + INTERVAL 10 MINUTES",
         &[3, 4, 6, 23, 25],

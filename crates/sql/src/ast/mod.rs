@@ -15,7 +15,8 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, ObjectName, ObjectNamePart,
     OrderByKind, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, SetOperator, SetQuantifier,
-    TableFactor, TableWithJoins, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions, visit_relations,
+    TableFactor, TableWithJoins, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions,
+    visit_relations,
 };
 
 mod ctes;

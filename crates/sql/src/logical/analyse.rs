@@ -12,8 +12,8 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::type_coercion::functions::{fields_with_udf, value_fields_with_higher_order_udf};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
-    Aggregate, Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like, LogicalPlan,
-    LogicalPlanBuilder, Operator, Projection, Union, ValueOrLambda,
+    Aggregate, Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like,
+    LogicalPlan, LogicalPlanBuilder, Operator, Projection, Union, ValueOrLambda,
 };
 
 use crate::ast::CAST_OPERAND;
@@ -28,7 +28,20 @@ const OF_ONE_TYPE: &[&str] = &["coalesce", "nullif", "nvl", "greatest", "least"]
 /// Those of them that have the greatest or the least value.
 const EXTREMES: &[&str] = &["greatest", "least"];
 /// Functions where an integer literal beside a DECIMAL has just as many digits as it is written with.
-const DECIMAL_ARITHMETIC: &[&str] = &["add", "subtract", "multiply", "divide", "div", "remainder", "pmod"];
+const DECIMAL_ARITHMETIC: &[&str] = &[
+    "add",
+    "subtract",
+    "multiply",
+    "divide",
+    "div",
+    "remainder",
+    "pmod",
+    "try_add",
+    "try_subtract",
+    "try_multiply",
+    "try_divide",
+    "try_mod",
+];
 
 /// A planned query with Spark's types.
 pub(crate) fn plan(plan: LogicalPlan) -> Result<LogicalPlan> {
@@ -282,6 +295,10 @@ impl Analysis<'_> {
             }
             Expr::ScalarFunction(call) => self.function(call)?,
             Expr::AggregateFunction(mut call) => {
+                if call.func.name() == "approx_distinct" {
+                    call.params.args =
+                        call.params.args.into_iter().map(|arg| self.countable(arg)).collect::<Result<_>>()?;
+                }
                 let fields = self.fields(&call.params.args)?;
                 if !fields.is_empty() {
                     let coerced = fields_with_udf(&fields, call.func.as_ref())?;
@@ -290,6 +307,20 @@ impl Analysis<'_> {
                 Expr::AggregateFunction(call)
             }
             other => other,
+        })
+    }
+
+    /// A value as the sketch of `approx_count_distinct` takes it: where it does not know the type, as text.
+    fn countable(&self, value: Expr) -> Result<Expr> {
+        let data_type = self.type_of(&value)?;
+        Ok(match data_type {
+            DataType::Float32 | DataType::Float64 => {
+                cast_to(GroupingKey::call(value), &data_type, &DataType::Utf8, false)?
+            }
+            DataType::Decimal128(..) | DataType::Boolean | DataType::List(_) | DataType::Struct(_) => {
+                cast_to(value, &data_type, &DataType::Utf8, false)?
+            }
+            _ => value,
         })
     }
 
@@ -441,6 +472,11 @@ impl Analysis<'_> {
         }
         if args.is_empty() {
             return Ok(Expr::ScalarFunction(ScalarFunction { func, args }));
+        }
+        if let ("date_add" | "date_sub", [_, days]) = (name, args.as_slice())
+            && self.type_of(days)? == DataType::Int64
+        {
+            return Err(mismatch("UNEXPECTED_INPUT_TYPE", format!("{name}() takes days as INT, not BIGINT")));
         }
         let coerced = fields_with_udf(&self.fields(&args)?, func.as_ref())?;
         args = self.cast_all(args, &coerced)?;

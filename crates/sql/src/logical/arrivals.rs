@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use datafusion::catalog::default_table_source::{provider_as_source, source_as_provider};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{Column, Result, internal_err};
 use datafusion::logical_expr::{Expr, LogicalPlan, Projection, TableScanBuilder, Union};
 
@@ -114,13 +115,11 @@ fn numbered(plan: &LogicalPlan) -> Result<LogicalPlan> {
             };
             let columns = table.columns().fields().len();
             let projection = scan.projection.clone().unwrap_or_else(|| (0..columns).collect());
-            let scan = TableScanBuilder::new(
-                scan.table_name.clone(),
-                provider_as_source(Arc::new(table.with_row_numbers())),
-            )
-            .with_projection(Some(projection.into_iter().chain([columns]).collect()))
-            .with_filters(scan.filters.clone())
-            .build()?;
+            let scan =
+                TableScanBuilder::new(scan.table_name.clone(), provider_as_source(Arc::new(table.with_row_numbers())))
+                    .with_projection(Some(projection.into_iter().chain([columns]).collect()))
+                    .with_filters(scan.filters.clone())
+                    .build()?;
             Ok(LogicalPlan::TableScan(scan))
         }
         LogicalPlan::Projection(projection) => {
@@ -139,9 +138,8 @@ fn numbered(plan: &LogicalPlan) -> Result<LogicalPlan> {
             let branches = union.inputs.iter().map(branch).collect::<Result<_>>()?;
             let united = LogicalPlan::Union(Union::try_new(branches)?);
             let names = union.schema.iter().enumerate();
-            let columns = names.map(|(index, (table, field))| {
-                column(&united, index).alias_qualified(table.cloned(), field.name())
-            });
+            let columns = names
+                .map(|(index, (table, field))| column(&united, index).alias_qualified(table.cloned(), field.name()));
             let columns = columns.chain([number_of(&united)?]).collect();
             Ok(LogicalPlan::Projection(Projection::try_new(columns, Arc::new(united))?))
         }

@@ -8,6 +8,8 @@ use datafusion::sql::sqlparser::ast::{
     Value, ValueWithSpan, VisitMut, VisitorMut,
 };
 
+use crate::functions::cast::show;
+
 /// Functions that Spark prints in capitals.
 const CAPITALS: &[&str] = &[
     "signum",
@@ -448,14 +450,13 @@ fn suffixed(expr: &Expr, data_type: &DataType) -> String {
         Expr::Value(ValueWithSpan { value, .. }) => literal(value),
         other => pretty(other),
     };
-    match (data_type, digits.parse::<f64>()) {
-        (DataType::Double(_) | DataType::Float(_), Ok(value)) => {
-            let mut text = String::new();
-            crate::functions::cast::show::double(value, &mut text);
-            text
-        }
-        _ => digits,
+    let mut text = String::new();
+    match (data_type, digits.parse::<f64>(), digits.parse::<f32>()) {
+        (DataType::Double(_), Ok(value), _) => show::double(value, &mut text),
+        (DataType::Float(_), _, Ok(value)) => show::float(value, &mut text),
+        _ => return digits,
     }
+    text
 }
 
 /// A type as Spark prints it.

@@ -150,7 +150,8 @@ fn plain_error(error: &DataFusionError, sql: &str) -> Error {
             "TABLE_OR_VIEW_NOT_FOUND: there is no source `{name}`{}: the query can read the sources of the job file",
             position(sql, &name)
         )
-    } else if text.contains("Column in ORDER BY must be in GROUP BY") {
+    } else if ["ORDER BY", "HAVING"].iter().any(|part| text.contains(&format!("Column in {part} must be in GROUP BY")))
+    {
         format!("UNRESOLVED_COLUMN.WITH_SUGGESTION: {text}")
     } else if text.contains("must appear in the GROUP BY clause") || text.contains("must be in GROUP BY") {
         format!("MISSING_AGGREGATION: {text}")

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 
 use super::generators::lambda_parameters;
 use super::intervals;
-use super::tokens::{LIKE_ALL, LIKE_ANY};
+use super::tokens::{LIKE_ALL, LIKE_ANY, UNSIGNED_SHIFT};
 use crate::error::refused_analysis;
 use crate::functions::cast::read::{date, timestamp};
 
@@ -217,6 +217,7 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     });
                     Some(call("arrays_zip_named", named.collect()))
                 }
+                (UNSIGNED_SHIFT, _) => Some(call("shiftrightunsigned", args)),
                 ("map", []) => {
                     Some(call("map_from_arrays", vec![call("array", Vec::new()), call("array", Vec::new())]))
                 }

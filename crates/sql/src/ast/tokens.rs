@@ -111,8 +111,8 @@ impl Dialect for Spark {
     }
 }
 
-/// The function that `>>>` is.
-pub(super) const UNSIGNED_SHIFT: &str = "shiftrightunsigned";
+/// What stands for `>>>`.
+pub(super) const UNSIGNED_SHIFT: &str = "__shift_right_unsigned";
 
 /// The tokens of a text as they are written: what stands between quotes still has its escapes.
 fn raw_tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
@@ -412,7 +412,7 @@ mod tests {
         assert!(matches!(parse_expression("10 div a < 5").unwrap(), Expr::BinaryOp { op: BinaryOperator::Lt, .. }));
         let shift = parse_expression("1 << 2 + 3 & 4").unwrap();
         assert!(matches!(&shift, Expr::BinaryOp { op: BinaryOperator::BitwiseAnd, .. }), "{shift}");
-        assert_eq!(shown("a >>> 1 + 1"), "shiftrightunsigned(a, 1 + 1)");
+        assert_eq!(shown("a >>> 1 + 1"), "__shift_right_unsigned(a, 1 + 1)");
         assert_eq!(shown("exists(a, x -> x > 1)"), "`exists`(a, x -> x > 1)");
     }
 

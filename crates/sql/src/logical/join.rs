@@ -374,7 +374,9 @@ pub(crate) fn nulls_never_match(join: &Join, further: &[&Expr]) -> [Vec<Expr>; 2
         if is_comparison(comparison) {
             never_null(comparison, &mut needed);
         } else if let Expr::Between(Between { expr, low, high, .. }) = comparison {
-            [expr, low, high].map(|part| never_null(part, &mut needed));
+            for part in [expr, low, high] {
+                never_null(part, &mut needed);
+            }
         }
     }
     let of_side = |side: usize, plan: &LogicalPlan| {

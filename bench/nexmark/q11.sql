@@ -1,5 +1,6 @@
+-- As in Spark, bids that are exactly 10 seconds apart are in one session.
 WITH marked AS (
-    SELECT *, date_time >= lag(date_time, 1, date_time) OVER w + INTERVAL 10 SECOND AS begins
+    SELECT *, date_time > lag(date_time, 1, date_time) OVER w + INTERVAL 10 SECOND AS begins
     FROM bid
     WINDOW w AS (PARTITION BY bidder ORDER BY date_time)
 ),

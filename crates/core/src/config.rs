@@ -21,6 +21,9 @@ const UNITS: &[(&[&str], u64)] = &[
     (&["w", "week", "weeks"], 604_800_000_000),
 ];
 
+/// Spark's month where it has to be a duration, 31 days, in microseconds.
+const MONTH: u64 = 31 * 86_400_000_000;
+
 impl FromStr for HumanDuration {
     type Err = String;
 
@@ -29,6 +32,8 @@ impl FromStr for HumanDuration {
             format!("`{text}` is not a duration: {what} (write for example `30s`, `10 minutes` or `1 hour 30 minutes`)")
         };
         let mut rest = text.trim();
+        // As people write it in `withWatermark`.
+        rest = rest.strip_prefix("interval ").map_or(rest, str::trim_start);
         let mut micros: u64 = 0;
         if rest.is_empty() {
             return Err(wrong("it is empty"));
@@ -39,12 +44,14 @@ impl FromStr for HumanDuration {
             rest = rest[digits..].trim_start();
             let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
             let unit = rest[..letters].to_ascii_lowercase();
-            let (_, factor) = UNITS
-                .iter()
-                .find(|(names, _)| names.contains(&unit.as_str()))
-                .ok_or_else(|| wrong(if unit.is_empty() { "a unit is missing" } else { "the unit is unknown" }))?;
+            let factor = match UNITS.iter().find(|(names, _)| names.contains(&unit.as_str())) {
+                Some((_, factor)) => *factor,
+                None if matches!(unit.as_str(), "month" | "months") => MONTH,
+                None if unit.is_empty() => return Err(wrong("a unit is missing")),
+                None => return Err(wrong("the unit is unknown")),
+            };
             micros = count
-                .checked_mul(*factor)
+                .checked_mul(factor)
                 .and_then(|part| micros.checked_add(part))
                 .ok_or_else(|| wrong("it is too long"))?;
             rest = rest[letters..].trim_start();

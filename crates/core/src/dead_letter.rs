@@ -29,6 +29,8 @@ pub enum Stage {
     Execute,
     /// The sink refused it.
     Sink,
+    /// The watermark had passed its event time.
+    Watermark,
 }
 
 /// One record that failed.

@@ -189,7 +189,7 @@ impl Checked {
         let start = guilty.partition_point(|g| (g.stream, g.row) < (stream, first));
         let here = guilty[start..].iter().take_while(|g| g.stream == stream && g.row < first + rows as u64);
         let blamed: Vec<(usize, &Error)> = here
-            .map(|guilty| ((guilty.row - first) as usize, &guilty.error))
+            .map(|guilty| ((guilty.row - first) as usize, guilty.error.as_ref()))
             .filter(|(row, _)| self.keep.as_ref().is_none_or(|keep| keep.value(*row)))
             .collect();
         if !blamed.is_empty() {

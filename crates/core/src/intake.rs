@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch, RecordBatchOptions, UInt64Array};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use crate::dead_letter::{DeadLetter, Stage};
 use crate::decode::{Decoded, Decoder};
 use crate::error::{Error, Result, ResultExt, class};
 use crate::expectation::{Expectations, Violation};
-use crate::isolate::{Guilty, RowSet, StreamId};
+use crate::isolate::{Guilty, RowNumber, RowSet, StreamId};
 use crate::job::SourceSpec;
 use crate::records::{Input, Position, RawRecord, RecordPosition};
 use crate::sink::RowStream;
@@ -86,6 +86,17 @@ pub enum Take {
     Nothing(Arc<Error>),
 }
 
+/// What a reading of a source is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// The query's first of the batch: its records are counted and dead-lettered.
+    Accounted,
+    /// A further one, by a query that reads the source several times.
+    Repeated,
+    /// To find rows, each of which gets its [`RowNumber`] in a last column; the stream is at this place of the list. Nothing is accounted for.
+    Numbered(usize),
+}
+
 /// How the records of one source become the rows of one query.
 #[derive(Debug)]
 pub struct Gate {
@@ -126,33 +137,39 @@ impl Gate {
         self.decoder.takes_rows()
     }
 
-    /// The rows of one stream of blocks, with just `columns` of the source. `account`: whether this reading of the source is the one whose
-    /// records are counted and dead-lettered; of several readings of one source in a query one is.
+    /// The rows of one stream of blocks, with just `columns` of the source.
     pub fn rows(
         self: &Arc<Self>,
         (stream, blocks): (StreamId, InputStream),
         columns: &[usize],
         intake: &Arc<Intake>,
-        account: bool,
+        reading: Reading,
         take: &Take,
     ) -> Result<RowStream> {
         let projection = columns.iter().map(|column| self.columns.binary_search(column)).collect::<Result<Vec<_>, _>>();
-        let projection = projection.map_err(|_| Error::bug("the plan asks for a column that is not decoded"))?;
+        let mut projection = projection.map_err(|_| Error::bug("the plan asks for a column that is not decoded"))?;
+        if let Reading::Numbered(_) = reading {
+            projection.push(self.columns.len());
+        }
+        let account = reading == Reading::Accounted;
         let (gate, intake, take) = (self.clone(), intake.clone(), take.clone());
         let mut first = 0;
         let rows = blocks.map(move |block| {
             let block = block?;
             let partition = (account && gate.event_time.is_some()).then(|| block.position().partition());
             let decoded = gate.decode(block, account.then_some(&*intake));
-            let (decoded, position) = decoded.at(|| format!("source {}", gate.source))?;
+            let (mut decoded, position) = decoded.at(|| format!("source {}", gate.source))?;
             let at = (stream, first);
+            if let Reading::Numbered(place) = reading {
+                decoded.rows = numbered(&decoded.rows, RowNumber::new(place, first))?;
+            }
             first += decoded.rows.num_rows() as u64;
             let rows = gate.pass(decoded, position.as_ref(), account.then_some(&*intake), at, &take);
             let rows = rows.at(|| format!("source {}", gate.source))?;
             if let Some(partition) = partition {
                 gate.note_event_time(&rows, partition, &intake)?;
             }
-            if !account {
+            if reading == Reading::Repeated {
                 intake.repeated.fetch_add(rows.num_rows() as u64, Relaxed);
             }
             Ok(rows.project(&projection)?)
@@ -272,7 +289,11 @@ impl Gate {
             letters.push(DeadLetter {
                 source: self.source.clone(),
                 record: of_row(*row)?,
-                stage: if error.class() == class::EXPRESSION_FAILED { Stage::Execute } else { Stage::Sink },
+                stage: match error.class() {
+                    class if class == class::EXPRESSION_FAILED => Stage::Execute,
+                    class if class == class::LATE_RECORD => Stage::Watermark,
+                    _ => Stage::Sink,
+                },
                 class: error.class(),
                 // Without the places, which are those of a trial of some of the rows.
                 message: error.message().to_owned(),
@@ -281,6 +302,16 @@ impl Gate {
         }
         Ok(letters)
     }
+}
+
+/// The rows with their numbers in a further column, from `first` on.
+fn numbered(rows: &RecordBatch, first: RowNumber) -> Result<RecordBatch> {
+    let mut fields = rows.schema().fields().to_vec();
+    fields.push(Arc::new(Field::new("row", DataType::UInt64, true)));
+    let mut columns = rows.columns().to_vec();
+    columns.push(Arc::new(UInt64Array::from_iter_values(first.0..first.0 + rows.num_rows() as u64)));
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
 }
 
 /// A row of a source that has no raw bytes, as JSON.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use arrow::array::{BooleanArray, BooleanBufferBuilder};
 
@@ -12,6 +13,25 @@ use crate::error::Error;
 
 /// A stream of a batch's input: the number of the source in the query, and of the stream in its reading.
 pub type StreamId = (usize, usize);
+
+/// A row of a batch as one number, to be carried in a column of a plan: the place of its stream in a list, and its number in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowNumber(pub u64);
+
+impl RowNumber {
+    /// Bits for the number in the stream.
+    const BITS: u32 = 40;
+
+    /// The row with this number of the stream at this place.
+    pub fn new(place: usize, row: u64) -> Self {
+        Self(((place as u64) << Self::BITS) | row)
+    }
+
+    /// The place of its stream, and its number in it.
+    pub fn parts(self) -> (usize, u64) {
+        ((self.0 >> Self::BITS) as usize, self.0 & ((1 << Self::BITS) - 1))
+    }
+}
 
 /// The most rows of one batch that are looked for. More are no accident of single rows.
 pub const MOST_GUILTY: usize = 1_000;
@@ -125,14 +145,14 @@ impl RowSet {
 const MOST_REPEATED: usize = 100;
 
 /// A row that breaks the batch by itself, and the error that it gives.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Guilty {
     /// Its stream.
     pub stream: StreamId,
     /// Its number in the stream.
     pub row: u64,
     /// What it gives.
-    pub error: Error,
+    pub error: Arc<Error>,
 }
 
 /// What is known of a set of rows.
@@ -179,7 +199,9 @@ impl Search {
             }
             match (rows.single(), known) {
                 _ if rows.is_empty() => {}
-                (Some((stream, row)), Known::Seen(error)) => self.guilty.push(Guilty { stream, row, error }),
+                (Some((stream, row)), Known::Seen(error)) => {
+                    self.guilty.push(Guilty { stream, row, error: error.into() })
+                }
                 (_, Known::Nothing) | (Some(_), Known::Inferred) => {
                     self.trial = Some(Trial::Whole(rows.clone()));
                     return Some(rows);
@@ -247,7 +269,7 @@ impl PrefixSearch {
             }
             let (stream, row) = self.rows.nth(self.passes)?;
             self.rows = std::mem::take(&mut self.rows).without([(stream, row)]);
-            self.guilty.push(Guilty { stream, row, error });
+            self.guilty.push(Guilty { stream, row, error: error.into() });
         }
         if self.done || self.guilty.len() >= MOST_REPEATED {
             return None;

@@ -17,7 +17,7 @@ use crate::intake::Gate;
 use crate::memory::MemoryBudget;
 use crate::on_error::OnError;
 use crate::pace::PaceSettings;
-use crate::plan::QueryPlan;
+use crate::plan::{FindLate, QueryPlan};
 use crate::policy::{BreakerPolicy, RetryPolicy};
 use crate::progress::Observer;
 use crate::sink::{OutputMode, SinkFactory};
@@ -74,6 +74,8 @@ pub struct QuerySpec {
     pub watermark_policy: WatermarkPolicy,
     /// What happens with errors of which class.
     pub on_error: OnError,
+    /// What tells the rows that were late, where they go to the dead letters.
+    pub late: Option<Arc<dyn FindLate>>,
     /// What a restart does to the watermarks of the inputs.
     pub watermark_after_restart: WatermarkAfterRestart,
     /// Whether a batch without data follows one that moved the watermark, where the plan can make use of it.

@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::error::{Error, Result, class};
 use crate::layout::OperatorLayout;
 use crate::sink::{BatchId, RowStream};
 use crate::state::{StatePartition, StateSpec};
@@ -74,6 +74,18 @@ pub struct PlanOutcome {
     pub operators: Vec<OperatorProgress>,
 }
 
+impl PlanOutcome {
+    /// A record of which the query had made this many late rows, and nothing else, counts no more: it goes to the dead letters.
+    pub fn set_aside(&mut self, rows: u64) {
+        self.late = self.late.saturating_sub(rows);
+        // Of the rows beyond the first only those are counted that the query did not lose elsewhere.
+        let further = rows.saturating_sub(1);
+        let multiplied = self.multiplied.min(further);
+        self.multiplied -= multiplied;
+        self.filtered += further - multiplied;
+    }
+}
+
 /// The running batch: rows to write, and afterwards the outcome.
 pub struct Execution {
     /// The result of the batch.
@@ -85,6 +97,25 @@ pub struct Execution {
 /// State partitions of a batch: per state (in the order of [`QueryPlan::state`]) its partitions. The plan gives them back by
 /// dropping its clones.
 pub type BatchState = Vec<Vec<Arc<std::sync::Mutex<dyn StatePartition>>>>;
+
+/// A row of a batch that no operator with state took, because it was late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LateRow {
+    /// Its [`RowNumber`](crate::isolate::RowNumber).
+    pub number: u64,
+    /// How many rows the query had made of it, each of which counts as late: one per window.
+    pub rows: u64,
+    /// The watermark that it missed, in milliseconds since the epoch.
+    pub watermark_ms: i64,
+}
+
+/// Tells which rows of a batch are late.
+#[async_trait]
+pub trait FindLate: Send + Sync {
+    /// The rows of which nothing was taken but late ones, by their numbers. `inputs[i]` are the streams of rows of input `i`, with the columns of
+    /// [`PlanInput::columns`] and, where it is a stream, the numbers of the rows in a last one.
+    async fn find(&self, batch: BatchInfo, inputs: Vec<Vec<RowStream>>) -> Result<Vec<LateRow>>;
+}
 
 /// A planned query.
 #[async_trait]
@@ -123,6 +154,14 @@ pub trait QueryPlan: Send + Sync {
     /// To which of `partitions` each key of a state belongs; used to spread restored state. `keys` are the key columns of state number
     /// `state`.
     fn partition_of(&self, state: usize, keys: &[arrow::array::ArrayRef], partitions: usize) -> Result<Vec<u32>>;
+
+    /// What tells which rows of a batch were late.
+    ///
+    /// # Errors
+    /// `StateUnsupported` where that cannot be told.
+    async fn late_rows(&self) -> Result<Arc<dyn FindLate>> {
+        Err(Error::new(class::STATE_UNSUPPORTED, "it cannot be told which rows of this query are late"))
+    }
 
     /// Runs one batch. `inputs[i]` are the streams of rows of input `i`, with the columns of [`PlanInput::columns`].
     async fn execute(&self, batch: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState) -> Result<Execution>;

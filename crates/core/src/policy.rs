@@ -89,6 +89,9 @@ pub fn default_action(class: &'static ErrorClass) -> &'static str {
     if [class::MALFORMED_RECORD, class::EXPECTATION_FAILED].contains(&class) {
         return "The record goes to the dead letters, and the batch goes on";
     }
+    if class == class::LATE_RECORD {
+        return "The record is left out and counted, or goes to the dead letters where the query says so, and the batch goes on";
+    }
     match usual(class) {
         Reaction::Retry(_) => {
             "The batch is tried again with growing waits, then behind the circuit breaker, until it works"

@@ -1,6 +1,6 @@
 //! A running query: the way of a batch, top to bottom.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use crate::checkpoint::{
     oldest_to_keep, recover,
 };
 use crate::crash::CrashPoint;
-use crate::dead_letter::{DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
+use crate::dead_letter::{DeadLetter, DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
 use crate::env::Env;
 use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
 use crate::guarantee::{self, Computed};
-use crate::intake::{Gate, Intake, Take};
-use crate::isolate::{Guilty, PrefixSearch, RowSet, Search};
+use crate::intake::{Gate, Intake, Reading, Take};
+use crate::isolate::{Guilty, PrefixSearch, RowNumber, RowSet, Search, StreamId};
 use crate::job::{JobSpec, QuerySpec, Trigger};
 use crate::memory::MemoryBudget;
 use crate::offset::{Offset, OffsetRange};
 use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
-use crate::plan::{BatchInfo, Execution, PlanOutcome};
+use crate::plan::{BatchInfo, Execution, PlanInput, PlanOutcome};
 use crate::progress::{BatchReport, Phases};
 use crate::replay::{ReplayRequest, Replayed};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
@@ -132,6 +132,8 @@ struct Processed {
     intake: Arc<Intake>,
     outcome: PlanOutcome,
     written: Written,
+    /// Records that were late and go to the dead letters.
+    late: Vec<DeadLetter>,
 }
 
 struct Executed {
@@ -436,7 +438,7 @@ impl Query {
         phases.log_offsets = watch.lap();
 
         self.refresh_tables(batch.id).await?;
-        let Processed { intake, outcome, written } = self.process(batch).await?;
+        let Processed { intake, outcome, written, late } = self.process(batch).await?;
         phases.execute = watch.lap();
 
         let state = match self.spec.plan.state() {
@@ -445,9 +447,10 @@ impl Query {
         };
         phases.state = watch.lap();
 
-        let letters = intake.take_letters();
+        let mut letters = intake.take_letters();
+        letters.extend(late);
         let counts = self.account(batch, &intake, &outcome, written, letters.len() as u64);
-        let mut by_class = std::collections::BTreeMap::new();
+        let mut by_class = BTreeMap::new();
         letters.iter().for_each(|letter| *by_class.entry(letter.class.code).or_insert(0) += 1);
         let replayed = batch.replay.as_ref().map(|replay| replay.outcomes(&letters)).transpose()?.unwrap_or_default();
         let letter_batch = LetterBatch {
@@ -472,7 +475,7 @@ impl Query {
             let seen = intake.partition_times(&input.source);
             self.watermarks.observe_partitions(number, batch.entry.timestamp_ms, &seen);
         }
-        self.watermarks.observe(&outcome.max_event_times);
+        self.watermarks.observe(&newest_by_source(self.spec.plan.inputs(), &outcome.max_event_times));
         let next_watermark_ms = self.watermarks.global_ms();
         let tracks = self.watermarks.tracks_event_time();
         let state_bytes_written = state.as_ref().map_or(0, |_| self.state.last_stage().bytes);
@@ -509,7 +512,7 @@ impl Query {
     /// From the sources to the sink. Rows that are at fault for an error are left aside where the job file says so.
     async fn process(&mut self, batch: &Planned) -> Result<Processed> {
         let error = match self.attempt(batch, &Take::All, batch.again).await {
-            Ok(processed) => return Ok(processed),
+            Ok(processed) => return self.with_late(batch, &Take::All, processed).await,
             Err(error) => error,
         };
         let class = error.class().code;
@@ -526,7 +529,83 @@ impl Query {
             _ => return Err(error),
         };
         self.state.abort();
-        self.attempt(batch, &take, true).await
+        let processed = self.attempt(batch, &take, true).await?;
+        self.with_late(batch, &take, processed).await
+    }
+
+    /// Makes dead letters of the records that were late, where the job file says so. They were in nothing that the batch did, so it is only
+    /// read again, not done again.
+    async fn with_late(&self, batch: &Planned, take: &Take, mut processed: Processed) -> Result<Processed> {
+        let Some(finder) = self.spec.late.as_ref().filter(|_| processed.outcome.late > 0) else { return Ok(processed) };
+        let mut streams = Vec::new();
+        let inputs = self.read_numbered(batch, take, &mut streams).await?;
+        let late = finder.find(self.info(batch), inputs).await?;
+        let mut errors: BTreeMap<i64, Arc<Error>> = BTreeMap::new();
+        let mut guilty = Vec::with_capacity(late.len());
+        for late in &late {
+            let (place, row) = RowNumber(late.number).parts();
+            let stream = *streams.get(place).ok_or_else(|| Error::bug("a late row is of no stream of the batch"))?;
+            let error = errors.entry(late.watermark_ms).or_insert_with(|| Arc::new(missed(late.watermark_ms)));
+            guilty.push(Guilty { stream, row, error: error.clone() });
+            processed.outcome.set_aside(late.rows);
+        }
+        guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
+        processed.late = self.letters_of(batch, guilty).await?;
+        Ok(processed)
+    }
+
+    /// Opens the streams of rows as [`Query::read`] does, with the numbers of the rows in a further column; `streams` gets the list that they
+    /// refer to.
+    async fn read_numbered(
+        &self,
+        batch: &Planned,
+        take: &Take,
+        streams: &mut Vec<StreamId>,
+    ) -> Result<Vec<Vec<RowStream>>> {
+        let intake = Arc::new(Intake::default());
+        let mut inputs = Vec::new();
+        for input in self.spec.plan.inputs() {
+            if input.is_static {
+                inputs.push(self.read_table(input)?);
+                continue;
+            }
+            let (index, open) = self.source_of(input)?;
+            let mut rows = Vec::new();
+            for (stream, blocks) in self.streams(batch, index).await?.into_iter().enumerate() {
+                let id = (index, stream);
+                let place = streams.iter().position(|known| *known == id).unwrap_or_else(|| {
+                    streams.push(id);
+                    streams.len() - 1
+                });
+                rows.push(open.gate.rows((id, blocks), &input.columns, &intake, Reading::Numbered(place), take)?);
+            }
+            inputs.push(rows);
+        }
+        Ok(inputs)
+    }
+
+    /// The letters for rows that were found, in their order.
+    async fn letters_of(&self, batch: &Planned, guilty: Vec<Guilty>) -> Result<Vec<DeadLetter>> {
+        let mut found = HashMap::new();
+        guilty.iter().for_each(|guilty| *found.entry(guilty.stream).or_insert(0) += 1);
+        let (wanted, take) = (guilty.len(), Take::Without(Arc::new(guilty)));
+        let mut letters = Vec::with_capacity(wanted);
+        for (index, open) in self.sources.iter().enumerate() {
+            for (stream, blocks) in self.streams(batch, index).await?.into_iter().enumerate() {
+                let id = (index, stream);
+                if !found.contains_key(&id) {
+                    continue;
+                }
+                let intake = Arc::new(Intake::default());
+                let rows = open.gate.rows((id, blocks), &[], &intake, Reading::Accounted, &take)?;
+                rows.try_for_each(|_| future::ready(Ok(()))).await?;
+                letters.extend(intake.take_letters().into_iter().filter(|letter| letter.class == class::LATE_RECORD));
+            }
+        }
+        if letters.len() != wanted {
+            return Err(Error::bug(format!("{wanted} rows were late, and {} of them were found again", letters.len())));
+        }
+        Ok(letters)
     }
 
     /// Whether rows that the sink refuses can be told by the records that they come from: only where each row comes from one record.
@@ -542,21 +621,24 @@ impl Query {
         self.attempted = intake.read();
         let written = written?;
         self.env.crash.pass(CrashPoint::AfterSink).await;
-        Ok(Processed { intake, outcome: (execution.outcome)()?, written })
+        Ok(Processed { intake, outcome: (execution.outcome)()?, written, late: Vec::new() })
     }
 
     /// The rows of a batch, running.
     async fn begin(&self, batch: &Planned, take: &Take) -> Result<(Arc<Intake>, Execution)> {
         let intake = Arc::new(Intake::default());
         let inputs = self.read(batch, &intake, take).await?;
-        let info = BatchInfo {
+        let execution = self.spec.plan.execute(self.info(batch), inputs, self.state.partitions()).await?;
+        Ok((intake, execution))
+    }
+
+    fn info(&self, batch: &Planned) -> BatchInfo {
+        BatchInfo {
             id: batch.id,
             timestamp_ms: batch.entry.timestamp_ms,
             watermark_ms: batch.entry.watermark_ms,
             late_watermark_ms: batch.late_watermark_ms,
-        };
-        let execution = self.spec.plan.execute(info, inputs, self.state.partitions()).await?;
-        Ok((intake, execution))
+        }
     }
 
     /// Finds the rows that are at fault for an error. Gives the error back where it is not the fault of single rows.
@@ -749,26 +831,32 @@ impl Query {
         let mut accounted = vec![false; self.sources.len()];
         for input in self.spec.plan.inputs() {
             if input.is_static {
-                let table = self.tables.iter().find(|table| table.name() == input.source);
-                let table =
-                    table.ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
-                inputs.push(vec![table.rows(&input.columns)?]);
+                inputs.push(self.read_table(input)?);
                 continue;
             }
-            let (index, open) = self
-                .sources
-                .iter()
-                .enumerate()
-                .find(|(_, open)| open.name == input.source)
-                .ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
-            let account = !std::mem::replace(&mut accounted[index], true);
+            let (index, open) = self.source_of(input)?;
+            let again = std::mem::replace(&mut accounted[index], true);
+            let reading = if again { Reading::Repeated } else { Reading::Accounted };
             let streams = self.streams(batch, index).await?.into_iter().enumerate();
             let rows = streams.map(|(stream, blocks)| {
-                open.gate.rows(((index, stream), blocks), &input.columns, intake, account, take)
+                open.gate.rows(((index, stream), blocks), &input.columns, intake, reading, take)
             });
             inputs.push(rows.collect::<Result<_>>()?);
         }
         Ok(inputs)
+    }
+
+    /// The rows of a static table.
+    fn read_table(&self, input: &PlanInput) -> Result<Vec<RowStream>> {
+        let table = self.tables.iter().find(|table| table.name() == input.source);
+        let table = table.ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))?;
+        Ok(vec![table.rows(&input.columns)?])
+    }
+
+    /// The source that an input of the plan is, and its number.
+    fn source_of(&self, input: &PlanInput) -> Result<(usize, &OpenSource)> {
+        let source = self.sources.iter().enumerate().find(|(_, open)| open.name == input.source);
+        source.ok_or_else(|| Error::bug(format!("the plan reads {}, which is not open", input.source)))
     }
 
     /// Opens the streams of blocks of one source: what the batch reads of it.
@@ -860,6 +948,21 @@ impl Query {
         }
         self.lag.clone()
     }
+}
+
+/// A source that the query reads several times has one watermark: the newest event time of all of them counts.
+fn newest_by_source(inputs: &[PlanInput], seen: &[Option<i64>]) -> Vec<Option<i64>> {
+    let newest = |source: &str| {
+        let readings = inputs.iter().zip(seen).filter(|(input, _)| input.source == source);
+        readings.filter_map(|(_, micros)| *micros).max()
+    };
+    inputs.iter().map(|input| newest(&input.source)).collect()
+}
+
+/// Why a record is late.
+fn missed(watermark_ms: i64) -> Error {
+    let watermark = timestamp_text(watermark_ms.saturating_mul(1_000));
+    Error::new(class::LATE_RECORD, format!("the record is late: the watermark was at {watermark} when it came"))
 }
 
 /// Notes what became of dead letters that were run again. What fails is noted at the next start.

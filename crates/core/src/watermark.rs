@@ -19,6 +19,17 @@ pub enum WatermarkPolicy {
     Max,
 }
 
+/// What happens to rows that come when the watermark has passed their event time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLate {
+    /// They are dropped and counted.
+    #[default]
+    Drop,
+    /// Their records go to the dead letters, whole, with the watermark that they missed.
+    DeadLetter,
+}
+
 /// What a restart does to the watermarks of the single inputs. The query's own watermark always survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

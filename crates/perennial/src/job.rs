@@ -18,7 +18,7 @@ use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::{OutputMode, SinkFactory};
 use perennial_core::source::SourceFactory;
 use perennial_core::table::{Refresh, TableFactory};
-use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
+use perennial_core::watermark::{OnLate, WatermarkAfterRestart, WatermarkPolicy};
 
 use crate::job_file::{
     self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile,
@@ -208,6 +208,8 @@ pub struct JobQuery {
     pub output_mode: OutputMode,
     /// What happens to rows on which an expression fails.
     pub on_error: OnError,
+    /// What happens to rows that come when the watermark has passed their event time.
+    pub late: OnLate,
     /// How the watermarks of several sources become one.
     pub watermark_policy: WatermarkPolicy,
     /// What a restart does to the watermarks of the single sources.
@@ -227,6 +229,7 @@ impl JobQuery {
             sql: sql.into(),
             output_mode: OutputMode::Append,
             on_error: OnError::default(),
+            late: OnLate::default(),
             watermark_policy: WatermarkPolicy::default(),
             watermark_after_restart: WatermarkAfterRestart::default(),
             no_data_batches: true,
@@ -246,6 +249,13 @@ impl JobQuery {
     #[must_use]
     pub fn on_error(mut self, on_error: OnError) -> Self {
         self.on_error = on_error;
+        self
+    }
+
+    /// What happens to rows that come when the watermark has passed their event time.
+    #[must_use]
+    pub fn late(mut self, late: OnLate) -> Self {
+        self.late = late;
         self
     }
 
@@ -730,6 +740,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
                 sql: query.sql.clone(),
                 output_mode: query.output_mode,
                 on_error: query.on_error.clone(),
+                late: query.late,
                 watermark_policy: query.watermark_policy,
                 watermark_after_restart: query.watermark_after_restart,
                 no_data_batches: query.no_data_batches,

@@ -22,7 +22,7 @@ use perennial_core::sink::{OutputMode, Sink, SinkContext};
 use perennial_core::source::{Source, SourceContext};
 use perennial_core::state::{Backend, DiskOptions, StateOptions};
 use perennial_core::table::{OpenTable, TableSpec};
-use perennial_core::watermark::PerPartition;
+use perennial_core::watermark::{OnLate, PerPartition};
 use perennial_spark_checkpoint::Adopter;
 use perennial_sql::{Deduplicate, Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
@@ -127,6 +127,10 @@ async fn plan_query(
         let source = source.ok_or_else(unknown).map_err(fault(format!("queries.{name}.sql")))?;
         sources.push(source_spec(planner, &input.source, source)?);
     }
+    let late = match query.late {
+        OnLate::Drop => None,
+        OnLate::DeadLetter => Some(plan.late_rows().await.map_err(fault(format!("queries.{name}.late")))?),
+    };
     Ok(QuerySpec {
         name: name.to_owned(),
         plan,
@@ -134,6 +138,7 @@ async fn plan_query(
         tables: static_tables,
         sink: query.sink.clone(),
         output_mode: query.output_mode,
+        late,
         watermark_policy: query.watermark_policy,
         watermark_after_restart: query.watermark_after_restart,
         no_data_batches: query.no_data_batches,

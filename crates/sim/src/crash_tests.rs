@@ -81,6 +81,7 @@ impl World {
             output_mode: OutputMode::Append,
             watermark_policy: Default::default(),
             on_error: Default::default(),
+            late: None,
             watermark_after_restart: Default::default(),
             no_data_batches: true,
         };

@@ -28,11 +28,25 @@ pub(crate) fn execution_error(error: DataFusionError) -> Error {
                 Ok(error) => execution_error(*error),
                 Err(inner) => Error::bug(inner.to_string()),
             },
+            ArrowError::DivideByZero => Error::new(class::EXPRESSION_FAILED, DIVIDE_BY_ZERO),
             inner => Error::from(inner),
         },
         error => Error::new(class_of(&error), message_of(&error)).caused_by(error),
     }
 }
+
+const DIVIDE_BY_ZERO: &str = "DIVIDE_BY_ZERO: division by zero: use try_divide() to get NULL, or filter such rows";
+
+/// Messages of DataFusion that say what a condition of Spark says.
+const MESSAGES: &[(&str, &str)] = &[
+    ("map key must be unique", "DUPLICATED_MAP_KEY"),
+    ("map key cannot be null", "NULL_MAP_KEY"),
+    ("Aggregate functions are not allowed in the WHERE clause", "INVALID_WHERE_CONDITION"),
+    ("Aggregate function calls cannot be nested", "NESTED_AGGREGATE_FUNCTION"),
+    ("requires a boolean expression", "DATATYPE_MISMATCH.UNEXPECTED_INPUT_TYPE"),
+    ("Cannot infer common argument type", "DATATYPE_MISMATCH.BINARY_OP_DIFF_TYPES"),
+    ("Cannot infer common type for bitwise operation", "DATATYPE_MISMATCH.BINARY_OP_WRONG_TYPE"),
+];
 
 fn class_of(error: &DataFusionError) -> &'static ErrorClass {
     match error.find_root() {
@@ -55,11 +69,12 @@ fn class_of(error: &DataFusionError) -> &'static ErrorClass {
 fn message_of(error: &DataFusionError) -> String {
     match error.find_root() {
         DataFusionError::External(inner) => inner.to_string(),
-        DataFusionError::Execution(message) => message.clone(),
+        DataFusionError::Execution(message) => match MESSAGES.iter().find(|(theirs, _)| message.contains(theirs)) {
+            Some((_, condition)) => format!("{condition}: {message}"),
+            None => message.clone(),
+        },
         DataFusionError::ArrowError(inner, _) => match inner.as_ref() {
-            ArrowError::DivideByZero => {
-                "DIVIDE_BY_ZERO: division by zero: use try_divide() to get NULL, or filter such rows".to_owned()
-            }
+            ArrowError::DivideByZero => DIVIDE_BY_ZERO.to_owned(),
             inner => inner.to_string(),
         },
         root => root.strip_backtrace(),
@@ -150,10 +165,13 @@ fn plain_error(error: &DataFusionError, sql: &str) -> Error {
             "TABLE_OR_VIEW_NOT_FOUND: there is no source `{name}`{}: the query can read the sources of the job file",
             position(sql, &name)
         )
-    } else if text.contains("Column in ORDER BY must be in GROUP BY") {
+    } else if ["ORDER BY", "HAVING"].iter().any(|part| text.contains(&format!("Column in {part} must be in GROUP BY")))
+    {
         format!("UNRESOLVED_COLUMN.WITH_SUGGESTION: {text}")
     } else if text.contains("must appear in the GROUP BY clause") || text.contains("must be in GROUP BY") {
         format!("MISSING_AGGREGATION: {text}")
+    } else if let Some((_, condition)) = MESSAGES.iter().find(|(theirs, _)| text.contains(theirs)) {
+        format!("{condition}: {text}")
     } else if text.contains("coerce") || text.contains("Cannot infer common") || text.contains("type mismatch") {
         format!("DATATYPE_MISMATCH: {text}")
     } else {

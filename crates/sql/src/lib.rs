@@ -6,13 +6,14 @@
 //! 1. `ast`: the SQL is parsed in Spark's dialect, and what only the syntax tree can tell is rewritten;
 //! 2. `logical`: DataFusion plans and optimises it; watermarks, windows and stateful aggregates are nodes of that plan;
 //! 3. `exec`: the physical operators of those nodes;
-//! 4. `query`: the plan that runs batches, with its inputs, its state, and the account of every row.
+//! 4. `query`: the plan that runs batches, with its inputs, its state, and the account of every row; `late` finds the rows that were late.
 
 mod ast;
 mod batch;
 mod error;
 mod exec;
 mod functions;
+mod late;
 mod logical;
 mod memory;
 mod planner;

@@ -10,28 +10,27 @@ use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::Result as DfResult;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
-use datafusion::prelude::SessionConfig;
 use futures::StreamExt;
 use futures::stream;
 use perennial_core::Result;
 use perennial_core::error::Error;
 use perennial_core::layout::OperatorLayout;
-use perennial_core::plan::{BatchInfo, BatchState, Execution, OperatorProgress, PlanInput, QueryPlan};
+use perennial_core::plan::{BatchInfo, BatchState, Execution, FindLate, OperatorProgress, PlanInput, QueryPlan};
 use perennial_core::sink::RowStream;
 use perennial_core::state::StateSpec;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::batch::Batch;
-use crate::error::execution_error;
+use crate::error::{execution_error, planning_error};
 use crate::exec::merge;
 use crate::exec::stateful::{Stateful, is_stateful, operators};
 use crate::functions::clock::{BatchClock, CLOCK_FUNCTIONS};
+use crate::late::LateFinder;
 use crate::logical::lineage;
 use crate::planner::UNIQUE_KEY;
 
@@ -53,6 +52,7 @@ const ORDER_SENSITIVE: &[&str] = &[
 
 /// A query that is planned and ready to run batches.
 pub(crate) struct StreamQuery {
+    logical: LogicalPlan,
     physical: Arc<dyn ExecutionPlan>,
     inputs: Vec<PlanInput>,
     schema: SchemaRef,
@@ -65,8 +65,7 @@ pub(crate) struct StreamQuery {
     spread_keys: Vec<usize>,
     parallelism: usize,
     clock: Arc<BatchClock>,
-    config: SessionConfig,
-    runtime: Arc<RuntimeEnv>,
+    session: SessionState,
     deterministic: bool,
     expands: bool,
     fingerprint: String,
@@ -102,8 +101,8 @@ impl StreamQuery {
             wants_no_data_batch: operators.iter().any(|operator| operator.wants_no_data_batch()),
             expands: logical.exists(|node| Ok(matches!(node, LogicalPlan::Unnest(_) | LogicalPlan::Join(_))))?,
             schema: Arc::new(schema),
-            config: session.config().clone(),
-            runtime: session.runtime_env().clone(),
+            session: session.clone(),
+            logical: logical.clone(),
             physical,
             inputs,
             state,
@@ -175,6 +174,11 @@ impl QueryPlan for StreamQuery {
         merge::partition_of(&keys[..*spread_keys], partitions).map_err(execution_error)
     }
 
+    async fn late_rows(&self) -> Result<Arc<dyn FindLate>> {
+        let finder = LateFinder::new(&self.logical, self.clock.clone(), &self.session).await;
+        Ok(Arc::new(finder.map_err(|error| planning_error(error, ""))?))
+    }
+
     async fn execute(&self, info: BatchInfo, inputs: Vec<Vec<RowStream>>, state: BatchState) -> Result<Execution> {
         self.check(&inputs, &state)?;
         self.clock.set(info.timestamp_ms);
@@ -186,16 +190,7 @@ impl QueryPlan for StreamQuery {
         let batch = Arc::new(Batch::new(info, inputs, state, operators));
         // Operators keep metrics and what they exchange: each batch gets its own.
         let plan = reset_plan_states(self.physical.clone()).map_err(execution_error)?;
-        let context = Arc::new(TaskContext::new(
-            None,
-            format!("batch {}", info.id),
-            self.config.clone().with_extension(batch.clone()),
-            HashMap::new(),
-            HashMap::new(),
-            HashMap::new(),
-            HashMap::new(),
-            self.runtime.clone(),
-        ));
+        let context = task_context(&self.session, &batch);
         let drained = Arc::new(AtomicBool::new(false));
         let rows = run(&plan, &context, batch.clone(), self.schema.clone(), drained.clone());
         let (expands, stateful) = (self.expands, !self.state.is_empty());
@@ -207,6 +202,20 @@ impl QueryPlan for StreamQuery {
         };
         Ok(Execution { rows, outcome: Box::new(outcome) })
     }
+}
+
+/// What the operators of a plan are told of the batch.
+pub(crate) fn task_context(session: &SessionState, batch: &Arc<Batch>) -> Arc<TaskContext> {
+    Arc::new(TaskContext::new(
+        None,
+        format!("batch {}", batch.info.id),
+        session.config().clone().with_extension(batch.clone()),
+        HashMap::new(),
+        HashMap::new(),
+        HashMap::new(),
+        HashMap::new(),
+        session.runtime_env().clone(),
+    ))
 }
 
 /// The output of a running plan.
@@ -323,7 +332,7 @@ fn unique_key(plan: &LogicalPlan) -> Option<String> {
 }
 
 /// Whether the same input gives the same rows.
-fn deterministic(plan: &LogicalPlan) -> DfResult<bool> {
+pub(crate) fn deterministic(plan: &LogicalPlan) -> DfResult<bool> {
     let mut deterministic = true;
     plan.apply_with_subqueries(|node| {
         for expr in node.expressions() {

@@ -46,6 +46,7 @@ catalogue! {
     MALFORMED_RECORD = "MalformedRecord", Data, "a record cannot be decoded by the source's format and schema", "Look at the raw bytes in the dead letter - Mend the producer or the schema, then replay";
     EXPECTATION_FAILED = "ExpectationFailed", Data, "a record breaks an expectation of its source", "Look at the broken rules in the dead letter - Mend the data or the rule, then replay";
     EXPRESSION_FAILED = "ExpressionFailed", Data, "an expression of the query fails on a row (cast, overflow, division by zero)", "Use the try_ form of the function, or on_error: dead_letter";
+    LATE_RECORD = "LateRecord", Data, "a record came when the watermark had already passed its event time (late: dead_letter)", "Give the watermark of the source a longer delay - Replay the record into a query that still takes it";
     CONSTRAINT_VIOLATION = "ConstraintViolation", Data, "the sink's target refuses a row: a constraint of the table", "Look at the row in the dead letter - Mend the data or the constraint, then replay";
     DATA_LOSS = "DataLoss", Data, "records that the query has not read are no longer in the source", "Check the retention of the topic - Set fail_on_data_loss: false to go on from the oldest record that is left";
 

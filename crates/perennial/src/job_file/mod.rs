@@ -30,7 +30,7 @@ use perennial_core::pace::PaceSettings;
 use perennial_core::policy::{BreakerPolicy, RetryPolicy};
 use perennial_core::sink::OutputMode;
 use perennial_core::table::Refresh;
-use perennial_core::watermark::{WatermarkAfterRestart, WatermarkPolicy};
+use perennial_core::watermark::{OnLate, WatermarkAfterRestart, WatermarkPolicy};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -239,6 +239,11 @@ pub struct QuerySettings {
     /// job's `on_error`, which counts where nothing is said here.
     #[serde(default)]
     pub on_error: OnError,
+    /// What happens to rows that come when the watermark has passed their event time: `drop`, they are left out and counted, as in Spark;
+    /// `dead_letter`, their records go to the dead letters, whole, with the watermark that they missed. A record that is late for some of its
+    /// windows only is not a dead letter: the others have it.
+    #[serde(default)]
+    pub late: OnLate,
     /// How the watermarks of several sources become one: `min`, the slowest source decides, and nothing is late that one of them still
     /// holds back; `max`, the fastest decides.
     #[serde(default)]

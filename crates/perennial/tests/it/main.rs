@@ -9,6 +9,7 @@ mod checkpoint;
 mod cli;
 mod crashes;
 mod dlq;
+mod late;
 mod memory;
 mod on_error;
 mod partitions;

@@ -351,6 +351,7 @@ impl<'a> Simulation<'a> {
             output_mode: self.planned.kind.mode,
             watermark_policy: Default::default(),
             on_error: Default::default(),
+            late: None,
             watermark_after_restart: Default::default(),
             no_data_batches: true,
         };

@@ -6,12 +6,13 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     AccessExpr, BinaryOperator, CaseWhen, CastKind, CeilFloorKind, DataType, ExactNumberInfo, Expr, Function,
     FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, NullTreatment, ObjectName, Subscript,
-    TimezoneInfo, TrimWhereField, UnaryOperator, Value, ValueWithSpan, VisitorMut,
+    TimezoneInfo, TrimWhereField, UnaryOperator, Value, ValueWithSpan, VisitMut, VisitorMut,
     helpers::attached_token::AttachedToken,
 };
 
+use super::generators::lambda_parameters;
 use super::intervals;
-use super::tokens::{LIKE_ALL, LIKE_ANY};
+use super::tokens::{LIKE_ALL, LIKE_ANY, UNSIGNED_SHIFT};
 use crate::error::refused_analysis;
 use crate::functions::cast::read::{date, timestamp};
 
@@ -32,7 +33,30 @@ impl VisitorMut for Functions {
         if let Some(rewritten) = rewrite(expr) {
             *expr = rewritten;
         }
+        fields_of_parameters(expr);
         ControlFlow::Continue(())
+    }
+}
+
+/// In a lambda of `s`, `s.a` is a field of the parameter and no column of a table.
+fn fields_of_parameters(lambda: &mut Expr) {
+    struct Fields(Vec<String>);
+    impl VisitorMut for Fields {
+        type Break = ();
+        fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            if let Expr::CompoundIdentifier(parts) = expr
+                && let [parameter, fields @ ..] = parts.as_slice()
+                && self.0.contains(&parameter.value)
+            {
+                let parameter = Expr::Identifier(parameter.clone());
+                *expr = fields.iter().fold(parameter, |of, field| field_of(of, &field.value));
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let parameters = lambda_parameters(lambda).into_iter().map(str::to_owned).collect();
+    if let Expr::Lambda(lambda) = lambda {
+        let _ = lambda.body.visit(&mut Fields(parameters));
     }
 }
 
@@ -193,6 +217,16 @@ fn rewrite(expr: &Expr) -> Option<Expr> {
                     });
                     Some(call("arrays_zip_named", named.collect()))
                 }
+                (UNSIGNED_SHIFT, _) => Some(call("shiftrightunsigned", args)),
+                ("map", []) => {
+                    Some(call("map_from_arrays", vec![call("array", Vec::new()), call("array", Vec::new())]))
+                }
+                // What `+` would be, where it is about times.
+                ("try_add" | "try_subtract" | "try_multiply" | "try_divide", [left, right]) => Some(Expr::BinaryOp {
+                    left: Box::new(left.clone()),
+                    op: BinaryOperator::Custom(name.clone()),
+                    right: Box::new(right.clone()),
+                }),
                 ("array_sort", [_, Expr::Lambda(_)]) => Some(call("array_sort_by", args)),
                 ("if", [condition, then, otherwise]) => {
                     Some(case(condition.clone(), then.clone(), Some(otherwise.clone())))

@@ -64,6 +64,13 @@ impl VisitorMut for Generators<'_> {
     type Break = DataFusionError;
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<DataFusionError> {
+        let conditions = select.selection.iter().chain(&select.having);
+        if let Some(condition) = conditions.into_iter().find(|condition| has_generator(condition)) {
+            return ControlFlow::Break(refused_analysis(
+                "UNSUPPORTED_GENERATOR.OUTSIDE_SELECT",
+                format!("{condition}: a generator makes rows: use it in the SELECT of a subquery or in LATERAL VIEW"),
+            ));
+        }
         match self.lateral_views(select).and_then(|()| self.selected(select)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => ControlFlow::Break(error),

@@ -15,7 +15,8 @@ use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Ident, ObjectName, ObjectNamePart,
     OrderByKind, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, SetOperator, SetQuantifier,
-    TableFactor, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions, visit_relations,
+    TableFactor, TableWithJoins, Visit, VisitMut, VisitorMut, WildcardAdditionalOptions, visit_expressions,
+    visit_relations,
 };
 
 mod ctes;
@@ -48,7 +49,7 @@ pub(crate) fn rewrite_query(query: &mut Query, sources: &[SourceTable]) -> Resul
     finish(query.visit(&mut StructStars { names: &names }))?;
     finish(query.visit(&mut Spelling { names: &names }))?;
     finish(query.visit(&mut WindowReferences { names: &names }))?;
-    finish(query.visit(&mut ColumnNames { names: &names }))?;
+    finish(query.visit(&mut ColumnNames))?;
     finish(query.visit(&mut LateralAliases { names: &names }))?;
     finish(query.visit(&mut Generators { names: &names }))?;
     finish(query.visit(&mut Joins))?;
@@ -670,17 +671,16 @@ impl WindowCall {
 }
 
 /// Gives columns without an alias Spark's names.
-struct ColumnNames<'a> {
-    names: &'a Names,
-}
+struct ColumnNames;
 
-impl VisitorMut for ColumnNames<'_> {
+impl VisitorMut for ColumnNames {
     type Break = DataFusionError;
 
     fn pre_visit_select(&mut self, select: &mut Select) -> Flow {
+        let tables = tables_of(select);
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) = item
-                && let Some(name) = self.name_of(expr)
+                && let Some(name) = Self::name_of(expr, &tables)
             {
                 *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: Ident::with_quote('`', name) };
             }
@@ -689,12 +689,42 @@ impl VisitorMut for ColumnNames<'_> {
     }
 }
 
-impl ColumnNames<'_> {
-    fn name_of(&self, expr: &Expr) -> Option<String> {
+/// The names of the tables of a `SELECT`, in lower case.
+fn tables_of(select: &Select) -> HashSet<String> {
+    fn add(table: &TableFactor, found: &mut HashSet<String>) {
+        match table {
+            TableFactor::NestedJoin { table_with_joins, alias: None } => add_all(table_with_joins, found),
+            TableFactor::Table { alias: Some(alias), .. }
+            | TableFactor::Derived { alias: Some(alias), .. }
+            | TableFactor::NestedJoin { alias: Some(alias), .. }
+            | TableFactor::TableFunction { alias: Some(alias), .. }
+            | TableFactor::Function { alias: Some(alias), .. } => _ = found.insert(alias.name.value.to_lowercase()),
+            TableFactor::Table { name, .. } => {
+                found.extend(name.0.last().and_then(ObjectNamePart::as_ident).map(|name| name.value.to_lowercase()));
+            }
+            _ => {}
+        }
+    }
+    fn add_all(tables: &TableWithJoins, found: &mut HashSet<String>) {
+        add(&tables.relation, found);
+        tables.joins.iter().for_each(|join| add(&join.relation, found));
+    }
+    let mut found = HashSet::new();
+    select.from.iter().for_each(|tables| add_all(tables, &mut found));
+    let views = select.lateral_views.iter().filter_map(|view| view.lateral_view_name.0.last()?.as_ident());
+    found.extend(views.map(|name| name.value.to_lowercase()));
+    found
+}
+
+impl ColumnNames {
+    /// The name of a column; `tables` are those of its `SELECT`.
+    fn name_of(expr: &Expr, tables: &HashSet<String>) -> Option<String> {
         match expr {
             // The planner gives plain columns their own names.
             Expr::Identifier(_) => None,
-            Expr::CompoundIdentifier(parts) if parts.len() == 2 && self.names.is_table(&parts[0]) => None,
+            Expr::CompoundIdentifier(parts) if parts.len() == 2 && tables.contains(&parts[0].value.to_lowercase()) => {
+                None
+            }
             Expr::CompoundIdentifier(parts) => parts.last().map(|ident| ident.value.clone()),
             // Generators name their columns themselves.
             expr if generators::is_generator(expr) => None,

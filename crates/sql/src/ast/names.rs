@@ -8,6 +8,8 @@ use datafusion::sql::sqlparser::ast::{
     Value, ValueWithSpan, VisitMut, VisitorMut,
 };
 
+use crate::functions::cast::show;
+
 /// Functions that Spark prints in capitals.
 const CAPITALS: &[&str] = &[
     "signum",
@@ -113,7 +115,33 @@ fn special(name: &str, args: &[&Expr]) -> Option<String> {
         ("positive", [of]) => format!("(+ {})", pretty(of)),
         ("log", [of]) => format!("LOG(E(), {})", pretty(of)),
         ("round" | "bround", [of]) => format!("{name}({}, 0)", pretty(of)),
-        ("ceil" | "ceiling", [of]) => format!("CEIL({})", pretty(of)),
+        ("ceil", [of]) => format!("CEIL({})", pretty(of)),
+        ("ceiling", [of]) => format!("ceiling({})", pretty(of)),
+        // Schemas and options are no arguments in print.
+        ("from_json" | "from_csv" | "to_json" | "to_csv" | "schema_of_json" | "schema_of_csv", [of, ..]) => {
+            format!("{name}({})", pretty(of))
+        }
+        ("aggregate" | "reduce", [of, start, merge]) => {
+            let finish = format!("lambdafunction({VARIABLE}, {VARIABLE})");
+            format!("{name}({}, {}, {}, {finish})", pretty(of), pretty(start), pretty(merge))
+        }
+        ("unix_timestamp" | "to_unix_timestamp", [of]) => format!("{name}({}, yyyy-MM-dd HH:mm:ss)", pretty(of)),
+        ("datepart", [field, of]) => format!("datepart({} FROM {})", pretty(field), pretty(of)),
+        ("dateadd" | "date_add" | "timestampadd", [unit, count, of]) => {
+            format!("timestampadd({}, {}, {})", pretty(unit), pretty(count), pretty(of))
+        }
+        ("datediff" | "date_diff" | "timediff" | "timestampdiff", [unit, start, end]) => {
+            format!("timestampdiff({}, {}, {})", pretty(unit), pretty(start), pretty(end))
+        }
+        ("percentile_approx" | "approx_percentile", [of, at]) => {
+            format!("{name}({}, {}, 10000)", pretty(of), pretty(at))
+        }
+        ("listagg" | "string_agg", [of]) => format!("{name}({}, NULL)", pretty(of)),
+        ("str_to_map", [of]) => format!("str_to_map({}, ,, :)", pretty(of)),
+        ("regexp_instr", [of, pattern]) => format!("regexp_instr({}, {}, 0)", pretty(of), pretty(pattern)),
+        ("sentences", [of]) => format!("sentences({}, , )", pretty(of)),
+        ("overlay", [of, with, from]) => format!("overlay({}, {}, {}, -1)", pretty(of), pretty(with), pretty(from)),
+        (super::tokens::UNSIGNED_SHIFT, [of, by]) => format!("({} >>> {})", pretty(of), pretty(by)),
         ("floor", [of]) => format!("FLOOR({})", pretty(of)),
         ("lpad" | "rpad", [of, length]) => format!("{name}({}, {},  )", pretty(of), pretty(length)),
         ("ltrim", [what, of]) => format!("TRIM(LEADING {} FROM {})", pretty(what), pretty(of)),
@@ -422,14 +450,13 @@ fn suffixed(expr: &Expr, data_type: &DataType) -> String {
         Expr::Value(ValueWithSpan { value, .. }) => literal(value),
         other => pretty(other),
     };
-    match (data_type, digits.parse::<f64>()) {
-        (DataType::Double(_) | DataType::Float(_), Ok(value)) => {
-            let mut text = String::new();
-            crate::functions::cast::show::double(value, &mut text);
-            text
-        }
-        _ => digits,
+    let mut text = String::new();
+    match (data_type, digits.parse::<f64>(), digits.parse::<f32>()) {
+        (DataType::Double(_), Ok(value), _) => show::double(value, &mut text),
+        (DataType::Float(_), _, Ok(value)) => show::float(value, &mut text),
+        _ => return digits,
     }
+    text
 }
 
 /// A type as Spark prints it.

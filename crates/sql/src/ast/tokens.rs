@@ -2,12 +2,13 @@
 
 use std::any::TypeId;
 
-use datafusion::sql::sqlparser::ast::{Expr, Statement};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, Statement};
 use datafusion::sql::sqlparser::dialect::{Dialect, SparkSqlDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace, Word};
 
+use super::functions::call;
 use super::intervals;
 
 /// Spark's typed number literals: `1.5D` is a DOUBLE, `10S` a SMALLINT.
@@ -16,12 +17,12 @@ const SUFFIXES: &[(&str, &str)] =
 
 /// Parses statements.
 pub(crate) fn parse_statements(sql: &str) -> Result<Vec<Statement>, ParserError> {
-    Parser::new(&SparkSqlDialect {}).with_tokens_with_locations(tokens(sql)?).parse_statements()
+    Parser::new(&SPARK).with_tokens_with_locations(tokens(sql)?).parse_statements()
 }
 
 /// Parses one expression, which must be all there is.
 pub(crate) fn parse_expression(sql: &str) -> Result<Expr, ParserError> {
-    let mut parser = Parser::new(&SparkSqlDialect {}).with_tokens_with_locations(tokens(sql)?);
+    let mut parser = Parser::new(&SPARK).with_tokens_with_locations(tokens(sql)?);
     let expr = parser.parse_expr()?;
     let rest = parser.peek_token();
     if rest.token == Token::EOF {
@@ -30,11 +31,25 @@ pub(crate) fn parse_expression(sql: &str) -> Result<Expr, ParserError> {
     Err(ParserError::ParserError(format!("a predicate ends before `{rest}`{}", rest.span.start)))
 }
 
-/// Spark's dialect as far as the tokenizer asks; the parser's own one does not know `\'` in a text.
+/// Spark's dialect with what the parser's own one does not know: `\'` in a text, `<<`, `>>` and `>>>`, and how strongly `div` binds.
 #[derive(Debug)]
-struct WithEscapes(SparkSqlDialect);
+struct Spark(SparkSqlDialect);
 
-impl Dialect for WithEscapes {
+const SPARK: Spark = Spark(SparkSqlDialect {});
+
+/// How strongly `<<` and its like bind: less than `+`, more than `&`.
+const SHIFTS: u8 = 25;
+
+/// Forwards questions to the parser's dialect.
+macro_rules! as_there {
+    ($($name:ident),*) => {$(
+        fn $name(&self) -> bool {
+            self.0.$name()
+        }
+    )*};
+}
+
+impl Dialect for Spark {
     fn dialect(&self) -> TypeId {
         TypeId::of::<SparkSqlDialect>()
     }
@@ -51,18 +66,61 @@ impl Dialect for WithEscapes {
         self.0.is_identifier_part(ch)
     }
 
-    fn supports_nested_comments(&self) -> bool {
-        true
-    }
+    as_there!(
+        supports_filter_during_aggregation,
+        supports_group_by_expr,
+        supports_group_by_with_modifier,
+        supports_lambda_functions,
+        supports_select_wildcard_except,
+        supports_struct_literal,
+        supports_nested_comments,
+        supports_create_table_using,
+        supports_long_type_as_bigint,
+        supports_values_as_table_factor,
+        require_interval_qualifier,
+        supports_bang_not_operator,
+        supports_select_item_multi_column_alias,
+        supports_cte_without_as,
+        supports_map_literal_with_angle_brackets
+    );
 
     fn supports_string_literal_backslash_escape(&self) -> bool {
         true
     }
+
+    fn supports_bitwise_shift_operators(&self) -> bool {
+        true
+    }
+
+    fn allow_extract_custom(&self) -> bool {
+        true
+    }
+
+    fn get_next_precedence(&self, parser: &Parser) -> Option<Result<u8, ParserError>> {
+        matches!(parser.peek_token_ref().token, Token::ShiftLeft | Token::ShiftRight).then_some(Ok(SHIFTS))
+    }
+
+    fn parse_infix(&self, parser: &mut Parser, left: &Expr, precedence: u8) -> Option<Result<Expr, ParserError>> {
+        if parser.parse_keyword(Keyword::DIV) {
+            let left = Box::new(left.clone());
+            let div = |right| Expr::BinaryOp { left, op: BinaryOperator::MyIntegerDivide, right: Box::new(right) };
+            return Some(parser.parse_subexpr(precedence).map(div));
+        }
+        if parser.peek_token_ref().token == Token::ShiftRight && parser.peek_nth_token_ref(1).token == Token::Gt {
+            parser.advance_token();
+            parser.advance_token();
+            return Some(parser.parse_subexpr(precedence).map(|right| call(UNSIGNED_SHIFT, vec![left.clone(), right])));
+        }
+        None
+    }
 }
+
+/// What stands for `>>>`.
+pub(super) const UNSIGNED_SHIFT: &str = "__shift_right_unsigned";
 
 /// The tokens of a text as they are written: what stands between quotes still has its escapes.
 fn raw_tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
-    Tokenizer::new(&WithEscapes(SparkSqlDialect {}), sql)
+    Tokenizer::new(&SPARK, sql)
         .with_unescape(false)
         .tokenize_with_location()
         .map_err(|error| ParserError::TokenizerError(error.to_string()))
@@ -218,26 +276,15 @@ fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
                 }
                 _ => None,
             };
-            let exponent = digits.contains(['e', 'E']);
-            let data_type = match suffix {
-                Some(name) => {
-                    rest.next();
-                    Some(if name == "BD" { decimal_type(digits) } else { name.to_owned() })
-                }
-                None if *long => Some("BIGINT".to_owned()),
-                None if exponent => Some("DOUBLE".to_owned()),
-                None => None,
-            };
-            if let Some(data_type) = data_type {
-                let number = if exponent {
-                    Token::SingleQuotedString(digits.clone())
-                } else {
-                    Token::Number(digits.clone(), false)
-                };
+            if suffix.is_some() {
+                rest.next();
+            }
+            if let Some((literal, data_type)) = typed_number(digits, suffix.or(long.then_some("BIGINT")), &mut tokens)?
+            {
                 let typed = Tokenizer::new(&SparkSqlDialect {}, &data_type)
                     .tokenize()
                     .map_err(|error| ParserError::TokenizerError(error.to_string()))?;
-                let before = [Token::make_keyword("SAFE_CAST"), Token::LParen, number, Token::make_keyword("AS")];
+                let before = [Token::make_keyword("SAFE_CAST"), Token::LParen, literal, Token::make_keyword("AS")];
                 let all = before.into_iter().chain([Token::Whitespace(Whitespace::Space)]).chain(typed);
                 tokens.extend(all.chain([Token::RParen]).map(|token| TokenWithSpan { token, span }));
                 continue;
@@ -266,6 +313,75 @@ fn tokens(sql: &str) -> Result<Vec<TokenWithSpan>, ParserError> {
     Ok(tokens)
 }
 
+/// The literal and the type of a number with a suffix, with an exponent, or with too many digits for a BIGINT; nothing for any other number. A
+/// minus before the least number of a type belongs to it and is taken from `before`.
+fn typed_number(
+    digits: &str,
+    suffix: Option<&str>,
+    before: &mut Vec<TokenWithSpan>,
+) -> Result<Option<(Token, String)>, ParserError> {
+    let exponent = digits.contains(['e', 'E']);
+    let number = |digits: &str| Token::Number(digits.to_owned(), false);
+    let whole_limit = match suffix {
+        Some("TINYINT") => 1 << 7,
+        Some("SMALLINT") => 1 << 15,
+        Some("BIGINT") => 1 << 63,
+        Some("BD") => {
+            let plain = without_exponent(digits);
+            let data_type = decimal_type(&plain);
+            return Ok(Some((number(&plain), data_type)));
+        }
+        Some(name) if exponent => return Ok(Some((Token::SingleQuotedString(digits.to_owned()), name.to_owned()))),
+        Some(name) => return Ok(Some((number(digits), name.to_owned()))),
+        None if exponent => return Ok(Some((Token::SingleQuotedString(digits.to_owned()), "DOUBLE".to_owned()))),
+        None if digits.contains('.') || digits.parse::<i64>().is_ok() => return Ok(None),
+        None => 1 << 63,
+    };
+    let name = suffix.unwrap_or("BIGINT");
+    match digits.parse::<u64>() {
+        Ok(value) if value < whole_limit => return Ok(Some((number(digits), name.to_owned()))),
+        Ok(value) if value == whole_limit && takes_minus(before) => {
+            return Ok(Some((Token::SingleQuotedString(format!("-{digits}")), name.to_owned())));
+        }
+        _ => {}
+    }
+    if suffix.is_none() {
+        return Ok(Some((Token::SingleQuotedString(digits.to_owned()), decimal_type(digits))));
+    }
+    Err(ParserError::ParserError(format!(
+        "INVALID_NUMERIC_LITERAL_RANGE: the number {digits} does not fit into {name}"
+    )))
+}
+
+/// Takes a minus at the end of the tokens that is a sign; tells whether there was one.
+fn takes_minus(tokens: &mut Vec<TokenWithSpan>) -> bool {
+    let mut written = tokens.iter().enumerate().rev().filter(|(_, token)| !matches!(token.token, Token::Whitespace(_)));
+    let Some((at, TokenWithSpan { token: Token::Minus, .. })) = written.next() else { return false };
+    let is_operand = match written.next().map(|(_, before)| &before.token) {
+        Some(Token::Word(word)) => word.quote_style.is_some() || word.keyword == Keyword::NoKeyword,
+        Some(Token::Number(..) | Token::SingleQuotedString(_) | Token::RParen | Token::RBracket) => true,
+        _ => false,
+    };
+    if !is_operand {
+        tokens.truncate(at);
+    }
+    !is_operand
+}
+
+/// `1.5e2` as `150`.
+fn without_exponent(digits: &str) -> String {
+    let Some((mantissa, exponent)) = digits.split_once(['e', 'E']) else { return digits.to_owned() };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let Ok(exponent) = exponent.parse::<i32>() else { return digits.to_owned() };
+    let all = format!("{whole}{fraction}");
+    let point = whole.len() as i32 + exponent;
+    match usize::try_from(point) {
+        Ok(point) if point >= all.len() => format!("{all:0<point$}"),
+        Ok(point) if point > 0 => format!("{}.{}", &all[..point], &all[point..]),
+        _ => format!("0.{}{all}", "0".repeat(point.unsigned_abs() as usize)),
+    }
+}
+
 /// The type of the literal `1.50BD`.
 fn decimal_type(digits: &str) -> String {
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
@@ -285,6 +401,22 @@ mod tests {
         assert_eq!(shown("1 + d"), "1 + d");
         assert_eq!(shown("1.50BD"), "SAFE_CAST(1.50 AS DECIMAL(3,2))");
         assert_eq!(shown("1e3"), "SAFE_CAST('1e3' AS DOUBLE)");
+        assert_eq!(shown("1.5e2BD"), "SAFE_CAST(150 AS DECIMAL(3,0))");
+        assert_eq!(shown("1.5e-2BD"), "SAFE_CAST(0.015 AS DECIMAL(3,3))");
+        assert_eq!(shown("-128Y"), "SAFE_CAST('-128' AS TINYINT)");
+        assert_eq!(shown("x - 127Y"), "x - SAFE_CAST(127 AS TINYINT)");
+        assert_eq!(shown("12345678901234567890"), "SAFE_CAST('12345678901234567890' AS DECIMAL(20,0))");
+        assert!(parse_expression("x - 128Y").unwrap_err().to_string().contains("INVALID_NUMERIC_LITERAL_RANGE"));
+    }
+
+    #[test]
+    fn operators_bind_as_in_spark() {
+        let shown = |sql| parse_expression(sql).unwrap().to_string();
+        assert_eq!(shown("10 div a < 5"), "10 DIV a < 5");
+        assert!(matches!(parse_expression("10 div a < 5").unwrap(), Expr::BinaryOp { op: BinaryOperator::Lt, .. }));
+        let shift = parse_expression("1 << 2 + 3 & 4").unwrap();
+        assert!(matches!(&shift, Expr::BinaryOp { op: BinaryOperator::BitwiseAnd, .. }), "{shift}");
+        assert_eq!(shown("a >>> 1 + 1"), "__shift_right_unsigned(a, 1 + 1)");
         assert_eq!(shown("exists(a, x -> x > 1)"), "`exists`(a, x -> x > 1)");
     }
 

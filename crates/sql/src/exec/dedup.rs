@@ -94,7 +94,8 @@ impl Stateful for DeduplicateExec {
     }
 
     fn wants_no_data_batch(&self) -> bool {
-        self.deduplication.event.is_some()
+        // As in Spark also where no row can be late or leave.
+        self.deduplication.place.shift_ms.is_some()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
@@ -19,6 +19,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::TableKind;
 use crate::batch::{Batch, input_error};
+
+/// The column with the number of each row in its batch, where rows are to be found.
+pub(crate) const ROW_NUMBER: &str = "__row_number";
 
 /// A source as a table. It has rows only inside a batch.
 #[derive(Debug)]
@@ -43,6 +46,19 @@ impl StreamTable {
             partitions: self.partitions,
             kind: self.kind,
             number: Some(number),
+        }
+    }
+
+    /// The same input with [`ROW_NUMBER`] behind the columns of the source.
+    pub(crate) fn with_row_numbers(&self) -> Self {
+        let number: Arc<Field> = Arc::new(Field::new(ROW_NUMBER, DataType::UInt64, true));
+        let columns: Vec<_> = self.columns.fields().iter().cloned().chain([number]).collect();
+        Self {
+            source: self.source.clone(),
+            columns: Arc::new(Schema::new(columns)),
+            partitions: self.partitions,
+            kind: self.kind,
+            number: self.number,
         }
     }
 

@@ -55,9 +55,9 @@ impl Arithmetic {
         ScalarUDF::from(Self { operation, lenient, signature: Signature::user_defined(Volatility::Immutable), aliases })
     }
 
-    /// The call.
-    pub(crate) fn call(operation: Operation, left: Expr, right: Expr) -> Expr {
-        Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(Self::udf(operation, false)), vec![left, right]))
+    /// The call; `lenient`: where a failure is NULL.
+    pub(crate) fn call(operation: Operation, lenient: bool, left: Expr, right: Expr) -> Expr {
+        Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(Self::udf(operation, lenient)), vec![left, right]))
     }
 
     /// All of them, as functions.

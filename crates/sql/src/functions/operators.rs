@@ -84,13 +84,20 @@ impl ExprPlanner for SparkOperators {
         if expr.op == BinaryOperator::StringConcat {
             return Ok(PlannerResult::Planned(call(&self.concat, expr.left, expr.right)));
         }
-        let operation = match expr.op {
-            BinaryOperator::Plus => Operation::Add,
-            BinaryOperator::Minus => Operation::Subtract,
-            BinaryOperator::Multiply => Operation::Multiply,
-            BinaryOperator::Divide => Operation::Divide,
-            BinaryOperator::MyIntegerDivide => Operation::DivideWhole,
-            BinaryOperator::Modulo => Operation::Remainder,
+        let (operation, lenient) = match &expr.op {
+            BinaryOperator::Plus => (Operation::Add, false),
+            BinaryOperator::Minus => (Operation::Subtract, false),
+            BinaryOperator::Multiply => (Operation::Multiply, false),
+            BinaryOperator::Divide => (Operation::Divide, false),
+            BinaryOperator::MyIntegerDivide => (Operation::DivideWhole, false),
+            BinaryOperator::Modulo => (Operation::Remainder, false),
+            BinaryOperator::Custom(name) => match name.as_str() {
+                "try_add" => (Operation::Add, true),
+                "try_subtract" => (Operation::Subtract, true),
+                "try_multiply" => (Operation::Multiply, true),
+                "try_divide" => (Operation::Divide, true),
+                _ => return Ok(PlannerResult::Original(expr)),
+            },
             _ => return with_text_read(expr, schema),
         };
         let (left, right) = (expr.left.get_type(schema)?, expr.right.get_type(schema)?);
@@ -102,7 +109,7 @@ impl ExprPlanner for SparkOperators {
             return Ok(PlannerResult::Planned(call(function, left, right)));
         }
         if !is_time(&left) && !is_time(&right) {
-            return Ok(PlannerResult::Planned(Arithmetic::call(operation, expr.left, expr.right)));
+            return Ok(PlannerResult::Planned(Arithmetic::call(operation, lenient, expr.left, expr.right)));
         }
         Ok(match (operation, &left, &right) {
             (Operation::Add, DataType::Date32, days) if is_integral(days) || days.is_null() => {
@@ -124,6 +131,9 @@ impl ExprPlanner for SparkOperators {
                         super::types::sql_name(&right)
                     ),
                 ));
+            }
+            (_, DataType::Null, _) | (_, _, DataType::Null) if lenient => {
+                PlannerResult::Planned(Arithmetic::call(operation, lenient, expr.left, expr.right))
             }
             (_, DataType::Null, _) | (_, _, DataType::Null) => PlannerResult::Original(expr),
             (operation, left, right) => {

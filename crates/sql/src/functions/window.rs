@@ -11,6 +11,7 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility, lit,
 };
 
+use super::types::{mismatch, sql_name};
 use crate::error::refused;
 
 /// Name of the function that a person writes.
@@ -107,7 +108,9 @@ impl ScalarUDFImpl for WindowTime {
     fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
         match &arg_types[0] {
             window @ DataType::Struct(_) => time_type(window),
-            other => plan_err!("type mismatch: window_time() needs a window, not {other}"),
+            other => {
+                Err(mismatch("UNEXPECTED_INPUT_TYPE", format!("window_time() needs a window, not {}", sql_name(other))))
+            }
         }
     }
 

@@ -12,8 +12,8 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::type_coercion::functions::{fields_with_udf, value_fields_with_higher_order_udf};
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
-    Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like, LogicalPlan,
-    LogicalPlanBuilder, Operator, Projection, Union, ValueOrLambda,
+    Aggregate, Between, BinaryExpr, Case, Expr, ExprSchemable, GroupingSet, LambdaParametersProgress, Like,
+    LogicalPlan, LogicalPlanBuilder, Operator, Projection, Union, ValueOrLambda,
 };
 
 use crate::ast::CAST_OPERAND;
@@ -28,7 +28,20 @@ const OF_ONE_TYPE: &[&str] = &["coalesce", "nullif", "nvl", "greatest", "least"]
 /// Those of them that have the greatest or the least value.
 const EXTREMES: &[&str] = &["greatest", "least"];
 /// Functions where an integer literal beside a DECIMAL has just as many digits as it is written with.
-const DECIMAL_ARITHMETIC: &[&str] = &["add", "subtract", "multiply", "divide", "div", "remainder", "pmod"];
+const DECIMAL_ARITHMETIC: &[&str] = &[
+    "add",
+    "subtract",
+    "multiply",
+    "divide",
+    "div",
+    "remainder",
+    "pmod",
+    "try_add",
+    "try_subtract",
+    "try_multiply",
+    "try_divide",
+    "try_mod",
+];
 
 /// A planned query with Spark's types.
 pub(crate) fn plan(plan: LogicalPlan) -> Result<LogicalPlan> {
@@ -54,9 +67,35 @@ pub(crate) fn plan(plan: LogicalPlan) -> Result<LogicalPlan> {
             keeping_names(&names, expr, &mut |expr| expression(expr, &schema)).map(Transformed::yes)
         })?;
         // Schemas follow the types of their inputs, also where no expression changed.
-        rewritten.map_data(LogicalPlan::recompute_schema)
+        rewritten.map_data(|node| match node {
+            LogicalPlan::Aggregate(aggregate) => Ok(LogicalPlan::Aggregate(of_keys(aggregate)?)),
+            node => node.recompute_schema(),
+        })
     })
     .map(|transformed| transformed.data)
+}
+
+/// An aggregate in which the arguments of `grouping()` are keys again, whose names were kept.
+fn of_keys(aggregate: Aggregate) -> Result<Aggregate> {
+    let Aggregate { input, group_expr, mut aggr_expr, .. } = aggregate;
+    if let [Expr::GroupingSet(set)] = group_expr.as_slice() {
+        let keys = set.distinct_expr();
+        let key_of = |argument: Expr| {
+            let key = keys.iter().find(|key| matches!(key, Expr::Alias(alias) if *alias.expr == argument));
+            key.map_or(argument, |key| (*key).clone())
+        };
+        let replaced = |expr: Expr| {
+            expr.transform_up(|inner| match inner {
+                Expr::AggregateFunction(mut call) if call.func.name() == "grouping" => {
+                    call.params.args = call.params.args.into_iter().map(key_of).collect();
+                    Ok(Transformed::yes(Expr::AggregateFunction(call)))
+                }
+                other => Ok(Transformed::no(other)),
+            })
+        };
+        aggr_expr = aggr_expr.into_iter().map(|expr| Ok(replaced(expr)?.data)).collect::<Result<_>>()?;
+    }
+    Aggregate::try_new(input, group_expr, aggr_expr)
 }
 
 /// Rewrites an expression of a node and keeps its name; in grouping sets each key keeps its own.
@@ -256,6 +295,10 @@ impl Analysis<'_> {
             }
             Expr::ScalarFunction(call) => self.function(call)?,
             Expr::AggregateFunction(mut call) => {
+                if call.func.name() == "approx_distinct" {
+                    call.params.args =
+                        call.params.args.into_iter().map(|arg| self.countable(arg)).collect::<Result<_>>()?;
+                }
                 let fields = self.fields(&call.params.args)?;
                 if !fields.is_empty() {
                     let coerced = fields_with_udf(&fields, call.func.as_ref())?;
@@ -264,6 +307,20 @@ impl Analysis<'_> {
                 Expr::AggregateFunction(call)
             }
             other => other,
+        })
+    }
+
+    /// A value as the sketch of `approx_count_distinct` takes it: where it does not know the type, as text.
+    fn countable(&self, value: Expr) -> Result<Expr> {
+        let data_type = self.type_of(&value)?;
+        Ok(match data_type {
+            DataType::Float32 | DataType::Float64 => {
+                cast_to(GroupingKey::call(value), &data_type, &DataType::Utf8, false)?
+            }
+            DataType::Decimal128(..) | DataType::Boolean | DataType::List(_) | DataType::Struct(_) => {
+                cast_to(value, &data_type, &DataType::Utf8, false)?
+            }
+            _ => value,
         })
     }
 
@@ -415,6 +472,11 @@ impl Analysis<'_> {
         }
         if args.is_empty() {
             return Ok(Expr::ScalarFunction(ScalarFunction { func, args }));
+        }
+        if let ("date_add" | "date_sub", [_, days]) = (name, args.as_slice())
+            && self.type_of(days)? == DataType::Int64
+        {
+            return Err(mismatch("UNEXPECTED_INPUT_TYPE", format!("{name}() takes days as INT, not BIGINT")));
         }
         let coerced = fields_with_udf(&self.fields(&args)?, func.as_ref())?;
         args = self.cast_all(args, &coerced)?;

@@ -350,8 +350,9 @@ fn with_keys(plan: LogicalPlan, keys: Vec<Expr>, name: &str) -> Result<(LogicalP
 }
 
 /// Keeps rows away from a join's state that have no match because they have a NULL in its condition: Spark filters them below the
-/// watermark. What a side gives that is preserved stays, and so do NULLs that a condition takes for equal.
-pub(crate) fn nulls_never_match(join: &Join) -> [Vec<Expr>; 2] {
+/// watermark. What a side gives that is preserved stays, and so do NULLs that a condition takes for equal. `further` are conditions that stand
+/// beside those of the join.
+pub(crate) fn nulls_never_match(join: &Join, further: &[&Expr]) -> [Vec<Expr>; 2] {
     let filtered = match join.join_type {
         JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi => [true, true],
         JoinType::Left | JoinType::LeftAnti => [false, true],
@@ -369,8 +370,14 @@ pub(crate) fn nulls_never_match(join: &Join) -> [Vec<Expr>; 2] {
             needed.push(key.clone());
         }
     }
-    for comparison in condition.rest.iter().filter(|expr| is_comparison(expr)) {
-        never_null(comparison, &mut needed);
+    for comparison in condition.rest.iter().chain(further.iter().copied()) {
+        if is_comparison(comparison) {
+            never_null(comparison, &mut needed);
+        } else if let Expr::Between(Between { expr, low, high, .. }) = comparison {
+            for part in [expr, low, high] {
+                never_null(part, &mut needed);
+            }
+        }
     }
     let of_side = |side: usize, plan: &LogicalPlan| {
         needed.iter().filter(|expr| filtered[side] && reads(expr, plan.schema())).cloned().collect()

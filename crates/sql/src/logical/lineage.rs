@@ -51,6 +51,7 @@ pub(crate) fn event_time(plan: &LogicalPlan, index: usize) -> Option<EventTime> 
         // Spark: a union has a watermark if its first branch has.
         LogicalPlan::Union(union) => event_time(union.inputs.first()?, index),
         LogicalPlan::Join(join) => behind_join(join, index).and_then(|(side, index)| event_time(side, index)),
+        LogicalPlan::Unnest(unnest) => event_time(&unnest.input, *unnest.dependency_indices.get(index)?),
         _ => pass_through(plan).and_then(|input| event_time(input, index)),
     }
 }

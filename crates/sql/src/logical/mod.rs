@@ -1,6 +1,7 @@
 //! Operators of streams as nodes of DataFusion's logical plan, and what is done to the plan as a whole.
 
 pub(crate) mod analyse;
+pub(crate) mod arrivals;
 pub(crate) mod check;
 pub(crate) mod inputs;
 pub(crate) mod join;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use datafusion::common::Result;
 use datafusion::common::tree_node::Transformed;
+use datafusion::common::{JoinType, Result};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
-use datafusion::logical_expr::{Expr, ExprSchemable, Filter, LogicalPlan};
+use datafusion::logical_expr::{Expr, ExprSchemable, Filter, Join, LogicalPlan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
@@ -28,26 +28,44 @@ impl OptimizerRule for FilterNullsOfJoins {
     }
 
     fn rewrite(&self, plan: LogicalPlan, _: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let LogicalPlan::Join(mut join) = plan else { return Ok(Transformed::no(plan)) };
-        let [left, right] = nulls_never_match(&join);
-        let mut changed = false;
-        for (side, columns) in [(&mut join.left, left), (&mut join.right, right)] {
-            if !reads_stream(side)? {
-                continue;
-            }
-            let mut missing = Vec::new();
-            for column in columns {
-                if column.nullable(side.schema())? && !is_filtered(side, &column) {
-                    missing.push(column.is_not_null());
+        match plan {
+            LogicalPlan::Join(join) => filtered(join, &[])?.map_data(|join| Ok(LogicalPlan::Join(join))),
+            // The conditions of an inner join stand above it while joins are put in order.
+            LogicalPlan::Filter(filter) => match filter.input.as_ref() {
+                LogicalPlan::Join(join) if join.join_type == JoinType::Inner => {
+                    let join = filtered(join.clone(), &split_conjunction(&filter.predicate))?;
+                    join.map_data(|join| {
+                        let input = Arc::new(LogicalPlan::Join(join));
+                        Ok(LogicalPlan::Filter(Filter::try_new(filter.predicate.clone(), input)?))
+                    })
                 }
-            }
-            if let Some(predicate) = conjunction(missing) {
-                *side = Arc::new(LogicalPlan::Filter(Filter::try_new(predicate, side.clone())?));
-                changed = true;
+                _ => Ok(Transformed::no(LogicalPlan::Filter(filter))),
+            },
+            plan => Ok(Transformed::no(plan)),
+        }
+    }
+}
+
+/// The join with filters below its sides. `further` are conditions beside its own.
+fn filtered(mut join: Join, further: &[&Expr]) -> Result<Transformed<Join>> {
+    let [left, right] = nulls_never_match(&join, further);
+    let mut changed = false;
+    for (side, columns) in [(&mut join.left, left), (&mut join.right, right)] {
+        if !reads_stream(side)? {
+            continue;
+        }
+        let mut missing = Vec::new();
+        for column in columns {
+            if column.nullable(side.schema())? && !is_filtered(side, &column) {
+                missing.push(column.is_not_null());
             }
         }
-        Ok(Transformed::new_transformed(LogicalPlan::Join(join), changed))
+        if let Some(predicate) = conjunction(missing) {
+            *side = Arc::new(LogicalPlan::Filter(Filter::try_new(predicate, side.clone())?));
+            changed = true;
+        }
     }
+    Ok(Transformed::new_transformed(join, changed))
 }
 
 /// Whether a filter of this rule, or one like it, is already below.

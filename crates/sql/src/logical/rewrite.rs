@@ -53,7 +53,10 @@ pub(crate) fn add_watermarks(plan: LogicalPlan, sources: &[SourceTable]) -> Resu
                 }
                 _ => None,
             };
-            plan = extension(Deduplicate { keys, within, place: None, input: plan });
+            // Columns that nobody reads end here, as in Spark: without the event time no row is late.
+            let columns = plan.schema().columns().into_iter().map(Expr::Column).collect();
+            let input = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(plan))?);
+            plan = extension(Deduplicate { keys, within, place: None, input });
         }
         Ok(Transformed::yes(plan))
     })

@@ -1,5 +1,6 @@
 //! Spark's CAST in ANSI mode: what does not fit is an error, or NULL in `try_cast`.
 
+mod java;
 pub(crate) mod numbers;
 pub(crate) mod read;
 pub(crate) mod show;

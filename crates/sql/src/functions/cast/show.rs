@@ -13,6 +13,7 @@ use datafusion::arrow::datatypes::{
 use datafusion::common::Result;
 
 use super::super::types::{is_integral, is_string};
+use super::java::Digits;
 use super::{texts, time};
 
 /// All values as Spark's CAST shows them.
@@ -139,48 +140,67 @@ impl Nested {
 
 /// A DOUBLE as Java prints it.
 pub(crate) fn double(value: f64, out: &mut String) {
-    if value.is_finite() {
-        java(value.abs() >= 1e-3 && value.abs() < 1e7, value == 0.0, &value, out)
-    } else {
-        special(value, out)
+    if value == 0.0 || !value.is_finite() {
+        return special(value, out);
     }
+    // Few digits are the shortest ones in Java 17, too, but for subnormal numbers and greater whole ones. That is quick to find out.
+    if value.is_normal() && value.abs() < EXACT && short(&value, 15, out) {
+        return;
+    }
+    if value < 0.0 {
+        out.push('-');
+    }
+    Digits::of_double(value).write(out);
 }
 
 /// A FLOAT as Java prints it.
 pub(crate) fn float(value: f32, out: &mut String) {
-    if value.is_finite() {
-        java(value.abs() >= 1e-3 && value.abs() < 1e7, value == 0.0, &value, out);
-    } else {
-        special(f64::from(value), out);
+    if value == 0.0 || !value.is_finite() {
+        return special(f64::from(value), out);
     }
+    if value < 0.0 {
+        out.push('-');
+    }
+    Digits::of_float(value).write(out);
 }
 
+/// All whole numbers below are exact.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// Zero, and what is no number.
 fn special(value: f64, out: &mut String) {
     out.push_str(match value {
+        0.0 if value.is_sign_negative() => "-0.0",
+        0.0 => "0.0",
         value if value.is_nan() => "NaN",
         value if value > 0.0 => "Infinity",
         _ => "-Infinity",
     });
 }
 
-fn java(plain: bool, zero: bool, value: &(impl std::fmt::Display + std::fmt::LowerExp), out: &mut String) {
-    let start = out.len();
-    if plain || zero {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{value}");
-        if !out[start..].contains('.') {
-            out.push_str(".0");
-        }
-        return;
+/// Writes a number whose shortest digits are at most so many, and that is not a power of two; tells whether it is one.
+fn short(value: &f64, most: usize, out: &mut String) -> bool {
+    if value.to_bits().trailing_zeros() >= 52 {
+        return false;
     }
-    let shown = format!("{value:e}");
-    let (mantissa, exponent) = shown.split_once('e').unwrap_or((&shown, "0"));
-    out.push_str(mantissa);
-    if !mantissa.contains('.') {
+    let start = out.len();
+    let plain = (1e-3..1e7).contains(&value.abs());
+    // Writing to a String cannot fail.
+    let _ = if plain { write!(out, "{value}") } else { write!(out, "{value:e}") };
+    let shown = &out[start..];
+    let (mantissa, exponent) = shown.split_once('e').map_or((shown, None), |(mantissa, e)| (mantissa, Some(e)));
+    if mantissa.bytes().filter(u8::is_ascii_digit).count() > most {
+        out.truncate(start);
+        return false;
+    }
+    let exponent = exponent.map(|exponent| format!("E{exponent}"));
+    let (end, has_point) = (start + mantissa.len(), mantissa.contains('.'));
+    out.truncate(end);
+    if !has_point {
         out.push_str(".0");
     }
-    out.push('E');
-    out.push_str(exponent);
+    out.push_str(exponent.as_deref().unwrap_or_default());
+    true
 }
 
 /// A DECIMAL as Java's `BigDecimal` prints it without an exponent.

@@ -8,8 +8,6 @@ enum Step {
     Index(usize),
     /// `[*]`
     Each,
-    /// `.*`
-    AnyField,
 }
 
 /// A compiled path.
@@ -25,10 +23,11 @@ impl Path {
             if let Some(behind) = rest.strip_prefix("['") {
                 let end = behind.find("']")?;
                 let name = &behind[..end];
-                if name.is_empty() {
+                // Spark knows `.*` and finds nothing with it.
+                if name.is_empty() || name == "*" {
                     return None;
                 }
-                steps.push(if name == "*" { Step::AnyField } else { Step::Field(name.to_owned()) });
+                steps.push(Step::Field(name.to_owned()));
                 rest = &behind[end + 2..];
             } else if let Some(behind) = rest.strip_prefix('[') {
                 let end = behind.find(']')?;
@@ -44,10 +43,11 @@ impl Path {
                 let behind = rest.strip_prefix('.')?;
                 let end = behind.find(['.', '[']).unwrap_or(behind.len());
                 let name = &behind[..end];
-                if name.is_empty() {
+                // Spark knows `.*` and finds nothing with it.
+                if name.is_empty() || name == "*" {
                     return None;
                 }
-                steps.push(if name == "*" { Step::AnyField } else { Step::Field(name.to_owned()) });
+                steps.push(Step::Field(name.to_owned()));
                 rest = &behind[end..];
             }
         }
@@ -109,9 +109,6 @@ fn walk(steps: &[Step], json: &Json<'_>, style: Style, out: &mut String) -> bool
             .iter()
             .find(|(own, value)| own == name && *value != Json::Null)
             .is_some_and(|(_, value)| walk(rest, value, style, out)),
-        (Json::Object(fields), [Step::AnyField, rest @ ..]) => {
-            fields.iter().any(|(_, value)| *value != Json::Null && walk(rest, value, style, out))
-        }
         (Json::Array(items), [Step::Each, Step::Each, rest @ ..]) => {
             let mut inner = String::from("[");
             let mut any = false;

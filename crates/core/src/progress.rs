@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::breaker::{Breaker, Part};
 use crate::checkpoint::BatchCounts;
 use crate::error::Error;
 use crate::plan::OperatorProgress;
@@ -129,6 +130,12 @@ pub trait Observer: Send + Sync {
     /// A query went into a state.
     fn state(&self, query: &str, state: QueryState);
 
+    /// The breaker of a part of a query is in another state; told of each part at the start.
+    fn breaker(&self, _query: &str, _part: &Part, _breaker: &Breaker) {}
+
+    /// What waits for a query that waits itself.
+    fn lag(&self, _query: &str, _lag: &[(String, Lag)]) {}
+
     /// A query found damage in its checkpoint and mended it, or goes on around it, without loss.
     fn repaired(&self, _query: &str, _what: &str) {}
 }
@@ -147,6 +154,14 @@ impl Observer for Observers {
 
     fn state(&self, query: &str, state: QueryState) {
         self.0.iter().for_each(|o| o.state(query, state.clone()));
+    }
+
+    fn breaker(&self, query: &str, part: &Part, breaker: &Breaker) {
+        self.0.iter().for_each(|o| o.breaker(query, part, breaker));
+    }
+
+    fn lag(&self, query: &str, lag: &[(String, Lag)]) {
+        self.0.iter().for_each(|o| o.lag(query, lag));
     }
 
     fn repaired(&self, query: &str, what: &str) {

@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use futures::future::{self, try_join_all};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use serde_json::{Map, json};
 
+use crate::breaker::Part;
 use crate::checkpoint::{
-    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
-    oldest_to_keep, recover,
+    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry,
+    Part as CheckpointPart, Recovery, oldest_to_keep, recover,
 };
 use crate::crash::CrashPoint;
 use crate::dead_letter::{DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
@@ -25,7 +27,7 @@ use crate::offset::{Offset, OffsetRange};
 use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
-use crate::progress::{BatchReport, Phases};
+use crate::progress::{BatchReport, Observer, Phases, QueryState};
 use crate::replay::{ReplayRequest, Replayed};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
@@ -97,12 +99,20 @@ pub struct Query {
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
     expired_at: Option<Duration>,
+    blame: Arc<Blame>,
+    observer: Arc<dyn Observer>,
 }
 
 struct OpenSource {
     name: String,
     source: Box<dyn Source>,
     gate: Arc<Gate>,
+}
+
+impl OpenSource {
+    fn failed(&self, error: Error) -> Error {
+        error.at(format!("source {}", self.name)).of(Part::source(&self.name))
+    }
 }
 
 /// A batch that was begun.
@@ -232,7 +242,7 @@ impl Query {
             match (opened.await, &base) {
                 (Ok((state, restored)), _) => break (recovery, base, state, restored),
                 (Err(error), Some((batch, ..))) if error.kind() == ErrorKind::Corrupt => {
-                    found.damage.push(Damage { part: Part::State, batch: *batch, why: error.to_string() });
+                    found.damage.push(Damage { part: CheckpointPart::State, batch: *batch, why: error.to_string() });
                 }
                 (Err(error), _) => return Err(error.at("state")),
             }
@@ -282,7 +292,7 @@ impl Query {
         if job.trigger == Trigger::AvailableNow {
             let limit = ReadLimit { max_records: pace.as_ref().map(Pace::limit), until: None };
             let newest = sources.iter().zip(&ends).map(|(open, start)| async {
-                open.source.newest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))
+                open.source.newest(start.as_ref(), &limit).await.map_err(|error| open.failed(error))
             });
             targets = Some(try_join_all(newest).await?);
         }
@@ -316,6 +326,8 @@ impl Query {
             lag: Vec::new(),
             lag_at: None,
             expired_at: None,
+            blame: Arc::default(),
+            observer: job.observer.clone(),
             spec: spec.clone(),
         })
     }
@@ -389,6 +401,7 @@ impl Query {
                     },
                 };
                 let trigger = watch.lap();
+                self.observer.state(&self.spec.name, QueryState::Running);
                 match self.execute(&planned, trigger, watch).await {
                     Ok(executed) => executed,
                     Err(error) => {
@@ -540,13 +553,14 @@ impl Query {
         self.env.crash.pass(CrashPoint::BeforeSink).await;
         let written = self.sink.write(&sink_batch, execution.rows).await;
         self.attempted = intake.read();
-        let written = written?;
+        let written = written.map_err(|error| self.blame.on(error))?;
         self.env.crash.pass(CrashPoint::AfterSink).await;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written })
     }
 
     /// The rows of a batch, running.
     async fn begin(&self, batch: &Planned, take: &Take) -> Result<(Arc<Intake>, Execution)> {
+        self.blame.forget();
         let intake = Arc::new(Intake::default());
         let inputs = self.read(batch, &intake, take).await?;
         let info = BatchInfo {
@@ -556,7 +570,8 @@ impl Query {
             late_watermark_ms: batch.late_watermark_ms,
         };
         let execution = self.spec.plan.execute(info, inputs, self.state.partitions()).await?;
-        Ok((intake, execution))
+        let rows = self.blame.watch(execution.rows, Culprit::Plan);
+        Ok((intake, Execution { rows, ..execution }))
     }
 
     /// Finds the rows that are at fault for an error. Gives the error back where it is not the fault of single rows.
@@ -608,6 +623,7 @@ impl Query {
             true => execution.rows.try_for_each(|_| future::ready(Ok(()))).await,
             false => self.sink.probe(&self.sink_batch(batch, true), execution.rows).await,
         };
+        let tried = tried.map_err(|error| self.blame.on(error));
         self.state.abort();
         match tried {
             Err(error) if error.class() != class => Err(error),
@@ -680,7 +696,7 @@ impl Query {
                     Some(None) => None,
                     until => {
                         let limit = ReadLimit { max_records, until: until.flatten() };
-                        open.source.latest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))?
+                        open.source.latest(start.as_ref(), &limit).await.map_err(|error| open.failed(error))?
                     }
                 };
                 Ok::<_, Error>(end.or_else(|| start.clone()))
@@ -739,7 +755,11 @@ impl Query {
     /// Reads those static tables again whose rows are no longer good.
     async fn refresh_tables(&mut self, batch: BatchId) -> Result<()> {
         let now = self.env.clock.monotonic();
-        try_join_all(self.tables.iter_mut().map(|table| table.refresh(batch, now))).await?;
+        let refresh = self.tables.iter_mut().map(|table| async {
+            let part = Part::source(table.name());
+            table.refresh(batch, now).await.map_err(|error| error.of(part))
+        });
+        try_join_all(refresh).await?;
         Ok(())
     }
 
@@ -779,7 +799,11 @@ impl Query {
             let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
             if !range.is_empty() {
                 let read = open.source.read(&range, self.spec.plan.parallelism()).await;
-                streams = read.at(|| format!("source {}", open.name))?;
+                let part = Part::source(&open.name);
+                streams = read.map_err(|error| open.failed(error))?;
+                // What goes wrong later comes out at the other end, through the plan and the sink.
+                streams =
+                    streams.into_iter().map(|blocks| self.blame.watch(blocks, Culprit::Part(part.clone()))).collect();
             }
         }
         if let Some(replay) = &batch.replay {
@@ -844,6 +868,18 @@ impl Query {
         })
     }
 
+    /// What waits now, asked for while the query itself waits.
+    pub async fn ask_for_lag(&mut self) -> Vec<(String, Lag)> {
+        self.lag().await
+    }
+
+    /// After a time in which nothing was written the next batch is small, and those after it grow, where anything sets their size.
+    pub fn start_small(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            pace.start_again();
+        }
+    }
+
     /// What waits, per source; asked for now and then. A source that does not answer has no lag to show.
     async fn lag(&mut self) -> Vec<(String, Lag)> {
         let now = self.env.clock.monotonic();
@@ -859,6 +895,44 @@ impl Query {
             }
         }
         self.lag.clone()
+    }
+}
+
+/// Who is to blame for an error of a batch. All errors come out at the sink, which pulls the rows: what went by on the way says whose they are.
+#[derive(Debug, Default)]
+struct Blame(Mutex<Option<Culprit>>);
+
+#[derive(Debug, Clone)]
+enum Culprit {
+    Part(Part),
+    Plan,
+}
+
+impl Blame {
+    fn forget(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// The stream, whose first error is noted: the one that was first is the cause of the others.
+    fn watch<T: Send + 'static>(
+        self: &Arc<Self>,
+        stream: futures::stream::BoxStream<'static, Result<T>>,
+        culprit: Culprit,
+    ) -> futures::stream::BoxStream<'static, Result<T>> {
+        let blame = self.clone();
+        let note = move |_: &Error| {
+            blame.0.lock().get_or_insert_with(|| culprit.clone());
+        };
+        stream.inspect_err(note).boxed()
+    }
+
+    /// The error of a sink, as that of the part that it came from.
+    fn on(&self, error: Error) -> Error {
+        match self.0.lock().take() {
+            Some(Culprit::Part(part)) => error.of(part),
+            Some(Culprit::Plan) => error,
+            None => error.of(Part::Sink),
+        }
     }
 }
 

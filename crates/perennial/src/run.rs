@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use perennial_core::ddl;
 use perennial_core::dead_letter::DeadLetters;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::{self, Heartbeat, HttpContext, Listener, Server};
 use crate::job::Job;
-use crate::job_file::Problem;
+use crate::job_file::{Problem, Trigger};
 use crate::progress_log::ProgressLog;
 use crate::wire::{Fault, Looked, Planned, Ready};
 
@@ -156,7 +157,12 @@ impl Job {
         let ready = Ready::new(self, planned, |env| {
             let names = self.queries.keys().map(String::as_str);
             let window = self.health.error_window.0;
-            let new = Arc::new(StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window));
+            let interval = match self.trigger {
+                Trigger::Every(interval) => interval.0,
+                Trigger::AsFastAsPossible | Trigger::AvailableNow => Duration::ZERO,
+            };
+            let new = StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window);
+            let new = Arc::new(new.with_trigger(interval));
             board = Some(new.clone());
             Arc::new(Observers(vec![new, Arc::new(ProgressLog::default())]))
         })?;

@@ -7,6 +7,7 @@ use std::fmt::{Display, Write};
 
 use axum::extract::State;
 use axum::http::{HeaderName, header};
+use perennial_core::breaker::{Breaker, BreakerState};
 use perennial_core::status::{Histogram, QueryStatus, STATE_NAMES, Status, state_name};
 
 use super::HttpContext;
@@ -138,6 +139,7 @@ fn queries(out: &mut Exposition, status: &Status) {
             out.sample(name, &[("query", query), ("state", state)], u8::from(state_name(&entry.state) == state));
         }
     }
+    breakers(out, status);
     each(out, status, ("perennial_batches_total", "counter", "Batches committed since the start."), |q| {
         Some(q.batches)
     });
@@ -232,6 +234,39 @@ fn queries(out: &mut Exposition, status: &Status) {
     });
     let help = "Bytes that the state wrote to the checkpoint.";
     each(out, status, ("perennial_state_written_bytes_total", "counter", help), |q| Some(q.state_bytes_written));
+}
+
+fn breakers(out: &mut Exposition, status: &Status) {
+    let each = |out: &mut Exposition, name: &str, kind: &str, help: &str, value: fn(&Breaker) -> Option<f64>| {
+        out.metric(name, kind, help);
+        for (query, entry) in &status.queries {
+            for (part, breaker) in &entry.breakers {
+                if let Some(value) = value(breaker) {
+                    out.sample(name, &[("query", query), ("part", &part.to_string())], value);
+                }
+            }
+        }
+    };
+    let name = "perennial_breaker_state";
+    out.metric(name, "gauge", "1 for the state that the circuit breaker of a part is in, 0 for the others.");
+    for (query, entry) in &status.queries {
+        for (part, breaker) in &entry.breakers {
+            for state in BreakerState::NAMES {
+                let labels = [("query", query.as_str()), ("part", &part.to_string()), ("state", state)];
+                out.sample(name, &labels, u8::from(breaker.state.name() == state));
+            }
+        }
+    }
+    let help = "When the circuit breaker went into its state, in seconds since the epoch.";
+    each(out, "perennial_breaker_since_seconds", "gauge", help, |b| Some(b.since_micros as f64 / 1e6));
+    let help = "When the next probe is due, in seconds since the epoch; only while the breaker is open.";
+    each(out, "perennial_breaker_next_probe_seconds", "gauge", help, |b| {
+        b.next_probe_micros().map(|at| at as f64 / 1e6)
+    });
+    let help = "Times that the circuit breaker opened.";
+    each(out, "perennial_breaker_opened_total", "counter", help, |b| Some(b.opened as f64));
+    let help = "Attempts that probed whether the part is back.";
+    each(out, "perennial_breaker_probes_total", "counter", help, |b| Some(b.probes as f64));
 }
 
 fn by_class(

@@ -11,6 +11,8 @@ mod crashes;
 mod dlq;
 mod memory;
 mod on_error;
+#[cfg(feature = "kafka")]
+mod outage;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;

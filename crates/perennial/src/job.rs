@@ -9,7 +9,7 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::logical_expr::ScalarUDF;
 use perennial_connectors::format::Format;
-use perennial_core::config::HumanDuration;
+use perennial_core::config::{HumanDuration, Secret};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::on_error::OnError;
@@ -318,6 +318,12 @@ impl Job {
     pub fn from_text_with(file: &str, text: &str, lookup: &dyn Lookup) -> Result<Self, Box<JobFileError>> {
         let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         job_file::parse(file, &stem, text, lookup, problems_of_file).map(from_loaded)
+    }
+
+    /// What a client has to show to act on the running job, if anybody may.
+    pub(crate) fn http_token(&self) -> Option<Secret> {
+        let environment = || std::env::var("PERENNIAL_HTTP_TOKEN").ok().map(Secret::new);
+        self.http.token.clone().or_else(environment).filter(|token| !token.expose().is_empty())
     }
 
     /// The file that the job came from.

@@ -2,21 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use perennial_core::ddl;
-use perennial_core::dead_letter::DeadLetters;
 use perennial_core::error::{Error, Result};
 use perennial_core::guarantee::Computed;
-use perennial_core::job::QuerySpec;
+use perennial_core::job::{JobSpec, QuerySpec};
 use perennial_core::progress::Observers;
 use perennial_core::sink::OutputMode;
 use perennial_core::status::{Status, StatusBoard};
 use perennial_core::supervisor::{self, QueryEnd};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{self, Heartbeat, HttpContext, Listener, Server};
+use crate::http::{self, Heartbeat, HttpContext, Listener, Server, Tls};
 use crate::job::Job;
 use crate::job_file::{Problem, Trigger};
 use crate::progress_log::ProgressLog;
@@ -65,7 +65,7 @@ impl fmt::Display for RunSummary {
 
 /// The HTTP side of a running job: the port is bound before the job starts and free when it has ended.
 pub struct Watch {
-    listener: Option<Listener>,
+    listener: Option<(Listener, Option<Tls>)>,
 }
 
 impl Watch {
@@ -75,17 +75,35 @@ impl Watch {
             Some(file) => format!("`http.listen` in {file}"),
             None => "the job's `http` settings".to_owned(),
         };
-        let listener = job.http.enabled.then(|| http::bind(&job.http.listen, &setting)).transpose()?;
-        Ok(Self { listener })
+        if !job.http.enabled {
+            return Ok(Self { listener: None });
+        }
+        let tls = job.http.tls.as_ref().map(|tls| Tls::read(Path::new(&tls.certificate), Path::new(&tls.key)));
+        Ok(Self { listener: Some((http::bind(&job.http.listen, &setting)?, tls.transpose()?)) })
     }
 
-    /// Answers from now on, about what `board` hears. Must be called on the runtime that the job runs on: its heart is what
-    /// `/health/live` listens to.
-    pub fn serve(self, board: Arc<StatusBoard>, dead_letters: Arc<dyn DeadLetters>) -> Result<Option<Watching>> {
-        let Some(listener) = self.listener else { return Ok(None) };
+    /// Answers from now on, about what `board` hears, and takes what the job is told. Must be called on the runtime that the job runs on: its
+    /// heart is what `/health/live` listens to.
+    fn serve(
+        self,
+        job: &Job,
+        spec: &JobSpec,
+        board: Arc<StatusBoard>,
+        stop: CancellationToken,
+    ) -> Result<Option<Watching>> {
+        let Some((listener, tls)) = self.listener else { return Ok(None) };
         let heartbeat = Heartbeat::new();
         let beating = tokio::spawn(heartbeat.clone().keep_beating());
-        let server = listener.serve(http::router(HttpContext { board, heartbeat, dead_letters }))?;
+        let context = HttpContext {
+            board,
+            heartbeat,
+            dead_letters: spec.dead_letters.clone(),
+            controls: spec.controls.clone(),
+            stop,
+            job: Arc::new(job.clone()),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let server = listener.serve(http::router(context), tls)?;
         tracing::info!(health = %format!("{}/health", server.url()), metrics = %format!("{}/metrics", server.url()), "http");
         Ok(Some(Watching { server, beating }))
     }
@@ -167,7 +185,7 @@ impl Job {
             Arc::new(Observers(vec![new, Arc::new(ProgressLog::default())]))
         })?;
         let board = board.ok_or_else(|| Error::bug("the job has no status board"))?;
-        let _watching = watch.serve(board.clone(), ready.spec.dead_letters.clone())?;
+        let _watching = watch.serve(self, &ready.spec, board.clone(), stop.clone())?;
         let ends = supervisor::run(ready.spec.clone(), stop).await;
         Ok(RunSummary { status: board.snapshot(), ends })
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use perennial_connectors::format::Format;
 use perennial_connectors::registry::{SinkConfig, SourceConfig, TableConfig};
-use perennial_core::config::{ByteSize, HumanDuration};
+use perennial_core::config::{ByteSize, HumanDuration, Secret};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::on_error::OnError;
@@ -353,11 +353,26 @@ pub struct HttpSettings {
     pub enabled: bool,
     /// Address and port. Port 0 takes a free one, which the log names.
     pub listen: String,
+    /// What a client has to show as `Authorization: Bearer TOKEN` to act on the job: pause and resume a query, run dead letters again, stop. By
+    /// default the environment variable `PERENNIAL_HTTP_TOKEN`; without either nobody may. Looking needs none.
+    pub token: Option<Secret>,
+    /// A certificate, to answer over HTTPS. By default it is HTTP.
+    pub tls: Option<TlsSettings>,
+}
+
+/// A certificate for HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Path of the certificate, PEM, with those of its authorities behind it.
+    pub certificate: String,
+    /// Path of its private key, PEM.
+    pub key: String,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { enabled: true, listen: "0.0.0.0:5001".into() }
+        Self { enabled: true, listen: "0.0.0.0:5001".into(), token: None, tls: None }
     }
 }
 

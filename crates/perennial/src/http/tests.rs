@@ -64,7 +64,6 @@ impl DeadLetters for Letters {
 struct World {
     clock: Arc<SetClock>,
     board: Arc<StatusBoard>,
-    heartbeat: Heartbeat,
     server: Server,
     controls: Arc<Controls>,
     stop: CancellationToken,
@@ -90,7 +89,7 @@ impl World {
         let (controls, stop) = (Arc::new(Controls::default()), CancellationToken::new());
         let context = HttpContext {
             board: board.clone(),
-            heartbeat: heartbeat.clone(),
+            heartbeat,
             dead_letters: Arc::new(Letters),
             controls: controls.clone(),
             stop: stop.clone(),
@@ -98,7 +97,7 @@ impl World {
             runtime: tokio::runtime::Handle::current(),
         };
         let server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context), None).unwrap();
-        Self { clock, board, heartbeat, server, controls, stop }
+        Self { clock, board, server, controls, stop }
     }
 
     async fn post(&self, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Records of the first batch after a time without any.
 const SMALL: u64 = 100;
 
+const TOKEN: &str = "open-sesame";
+
 /// Servers that belong to one test, because it stops them.
 struct Servers {
     directory: tempfile::TempDir,
@@ -109,6 +111,11 @@ impl Watched {
         serde_json::from_str(&answer.text().await.unwrap()).unwrap()
     }
 
+    /// The status of the answer.
+    async fn post(&self, path: &str, token: &str) -> u16 {
+        self.client.post(format!("{}{path}", self.url)).bearer_auth(token).send().await.unwrap().status().as_u16()
+    }
+
     async fn text(&self, path: &str) -> String {
         self.client.get(format!("{}{path}", self.url)).send().await.unwrap().text().await.unwrap()
     }
@@ -142,6 +149,8 @@ impl Watched {
 const QUERIES: [&str; 3] = ["to_postgres", "to_influxdb", "to_kafka"];
 
 fn job(servers: &Servers) -> String {
+    let tls = servers.directory.path().join("tls");
+    let tls = tls.display();
     let (brokers, postgres, influx) = (servers.at("KAFKA"), servers.at("POSTGRES"), servers.at("INFLUXDB"));
     format!(
         r#"
@@ -157,9 +166,9 @@ queries:
     sink: {{ postgres: {{ url: "{postgres}", table: numbers, create_table: true }} }}
   to_influxdb:
     sql: SELECT id, CAST(id AS STRING) AS name, at FROM numbers
-    sink: {{ influxdb: {{ url: "{influx}", database: outage, measurement: numbers, tags: [name], time: at, create_database: true, timeout: 2s }} }}
+    sink: {{ influxdb: {{ url: "{influx}", database: outage, measurement: numbers, tags: [name], time: at, create_database: true, timeout: 2s, allow_overwrite: true }} }}
   to_kafka:
-    sql: SELECT CAST(id AS STRING) AS value FROM numbers
+    sql: SELECT id FROM numbers
     sink: {{ kafka: {{ brokers: "{brokers}", topic: copies, timeout: 5s }} }}
 trigger: {{ every: 100 ms }}
 backpressure: {{ target_batch_time: 500 ms, min_records: {SMALL} }}
@@ -167,7 +176,10 @@ retry: {{ initial: 50 ms, max: 200 ms }}
 circuit_breaker: {{ failures: 3, open_for: 1s }}
 health: {{ error_window: 5s }}
 guarantee: exactly_once
-http: {{ listen: "127.0.0.1:0" }}
+http:
+  listen: "127.0.0.1:0"
+  token: {TOKEN}
+  tls: {{ certificate: "{tls}/server.crt", key: "{tls}/server.key" }}
 "#
     )
 }
@@ -192,7 +204,11 @@ fn servers_that_go_away_and_come_back_cost_nothing_but_time() {
     let mut running = Running::start(home.command(&["run", "--log-format", "json", "job.yaml"]));
     let line: Value = serde_json::from_str(&running.wait_for_text("/health")).unwrap();
     let url = line["health"].as_str().unwrap().trim_end_matches("/health").to_owned();
-    let watched = Watched { url, client: reqwest::Client::new() };
+    assert!(url.starts_with("https://"), "{url}");
+    let authority = std::fs::read(servers.directory.path().join("tls/ca.crt")).unwrap();
+    let authority = reqwest::Certificate::from_pem(&authority).unwrap();
+    let client = reqwest::Client::builder().add_root_certificate(authority).build().unwrap();
+    let watched = Watched { url, client };
 
     runtime.block_on(async {
         watched.until("/health", "it is healthy", |health| health["status"] == "healthy").await;
@@ -201,12 +217,13 @@ fn servers_that_go_away_and_come_back_cost_nothing_but_time() {
         one_goes_away(&servers, &watched, &load, "postgres", &sink("to_postgres")).await;
         one_goes_away(&servers, &watched, &load, "influxdb", &sink("to_influxdb")).await;
         one_goes_away(&servers, &watched, &load, "kafka", &QUERIES.map(|query| (query, "sources.numbers"))).await;
+        one_is_paused(&watched, &load).await;
     });
     let sent = load.end();
     runtime.block_on(watched.until("/health/detailed", "all is written", |answer| {
         QUERIES.iter().all(|query| answer["queries"][query]["records"]["written"] == sent)
     }));
-    running.signal("TERM");
+    assert_eq!(runtime.block_on(watched.post("/stop", TOKEN)), 202);
     let (code, log) = running.end();
     assert_eq!(code, 0, "{log}");
 
@@ -265,6 +282,20 @@ async fn one_goes_away(servers: &Servers, watched: &Watched, load: &Load, server
     watched.until_caught_up(load).await;
     watched.until("/health", "it is healthy again", |health| health["status"] == "healthy").await;
     watched.until("/health/ready", "it is ready again", |answer| answer["ready"] == true).await;
+}
+
+/// A query that is paused over HTTP reads nothing, and goes on where it was.
+async fn one_is_paused(watched: &Watched, load: &Load) {
+    assert_eq!(watched.post("/queries/to_kafka/pause", "wrong").await, 401);
+    assert_eq!(watched.post("/queries/to_kafka/pause", TOKEN).await, 200);
+    let state = |answer: &Value| answer["queries"]["to_kafka"]["state"].clone();
+    let paused = watched.until("/health/detailed", "it is paused", |answer| state(answer) == "paused").await;
+    let read = |answer: &Value, query: &str| answer["queries"][query]["records"]["read"].as_u64().unwrap();
+    let more = |answer: &Value| read(answer, "to_postgres") > read(&paused, "to_postgres") + SMALL;
+    let later = watched.until("/health/detailed", "the others go on", more).await;
+    assert_eq!(read(&later, "to_kafka"), read(&paused, "to_kafka"));
+    assert_eq!(watched.post("/queries/to_kafka/resume", TOKEN).await, 200);
+    watched.until_caught_up(load).await;
 }
 
 /// After each time in which a query was held up the first new batch is small, and none is more than double the one before.
@@ -329,7 +360,10 @@ fn in_kafka(brokers: &str, expected: u64) -> Vec<i64> {
     while ends < 2 {
         assert!(begin.elapsed() < PATIENCE, "only {} of {expected} records", ids.len());
         match consumer.poll(Duration::from_millis(500)) {
-            Some(Ok(message)) => ids.push(std::str::from_utf8(message.payload().unwrap()).unwrap().parse().unwrap()),
+            Some(Ok(message)) => {
+                let row: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
+                ids.push(row["id"].as_i64().unwrap());
+            }
             Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => ends += 1,
             Some(Err(error)) => panic!("{error}"),
             None => {}

@@ -317,7 +317,7 @@ fn assert_grows_from_small(log: &str) {
                     Some(limit @ None) => *limit = Some(SMALL),
                     Some(Some(limit)) => {
                         assert!(read <= *limit, "{line}: at most {limit} was expected");
-                        *limit *= 2;
+                        *limit = limit.saturating_mul(2);
                     }
                     None => {}
                 }

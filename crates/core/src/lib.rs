@@ -21,6 +21,7 @@ pub mod isolate;
 pub mod job;
 pub mod layout;
 pub mod memory;
+pub mod meter;
 pub mod offset;
 pub mod on_error;
 pub mod pace;

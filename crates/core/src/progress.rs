@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::breaker::{Breaker, Part};
 use crate::checkpoint::BatchCounts;
 use crate::error::Error;
+use crate::offset::Offset;
 use crate::plan::OperatorProgress;
 use crate::policy::Action;
 use crate::sink::BatchId;
@@ -19,6 +20,12 @@ pub struct Phases {
     pub log_offsets: Duration,
     /// Reading, decoding, executing and writing to the sink, which overlap.
     pub execute: Duration,
+    /// Of that: waiting for sources, summed over all streams.
+    pub read: Duration,
+    /// Of that: decoding, summed over all cores.
+    pub decode: Duration,
+    /// Of that: the sink's own time, in which it did not wait for rows.
+    pub sink: Duration,
     /// Making state durable.
     pub state: Duration,
     /// Writing dead letters.
@@ -33,22 +40,46 @@ impl Phases {
         self.trigger + self.log_offsets + self.execute + self.state + self.dead_letters + self.commit
     }
 
-    /// With their names.
-    pub fn named(&self) -> [(&'static str, Duration); 6] {
+    /// Writing to the checkpoint.
+    pub fn checkpoint(&self) -> Duration {
+        self.log_offsets + self.state + self.commit
+    }
+
+    /// With their names. Some are parts of others.
+    pub fn named(&self) -> [(&'static str, Duration); 10] {
         [
             ("trigger", self.trigger),
             ("log_offsets", self.log_offsets),
             ("execute", self.execute),
+            ("read", self.read),
+            ("decode", self.decode),
+            ("sink", self.sink),
             ("state", self.state),
             ("dead_letters", self.dead_letters),
             ("commit", self.commit),
+            ("checkpoint", self.checkpoint()),
         ]
     }
+}
+
+/// What a batch read of one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceProgress {
+    /// Its name.
+    pub source: String,
+    /// Where the batch began; `None` for the source's first.
+    pub start: Option<Offset>,
+    /// Where it ended; `None` where there was never anything.
+    pub end: Option<Offset>,
+    /// Records.
+    pub records: u64,
 }
 
 /// A committed batch.
 #[derive(Debug, Clone)]
 pub struct BatchReport {
+    /// The identity of the query, which survives restarts.
+    pub query_id: std::sync::Arc<str>,
     /// Number of the batch.
     pub batch: BatchId,
     /// The batch timestamp, in milliseconds since the epoch.
@@ -79,6 +110,12 @@ pub struct BatchReport {
     pub operators: Vec<OperatorProgress>,
     /// Bytes that the state wrote for this batch.
     pub state_bytes_written: u64,
+    /// Bytes that were written to the checkpoint for this batch, those of the state among them.
+    pub checkpoint_bytes_written: u64,
+    /// What it read, per source.
+    pub sources: Vec<SourceProgress>,
+    /// The greatest event time in it, in microseconds since the epoch.
+    pub max_event_time_micros: Option<i64>,
     /// What still waits, per source.
     pub lag: Vec<(String, Lag)>,
 }

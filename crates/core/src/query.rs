@@ -23,11 +23,12 @@ use crate::intake::{Gate, Intake, Take};
 use crate::isolate::{Guilty, PrefixSearch, RowSet, Search};
 use crate::job::{JobSpec, QuerySpec, Trigger};
 use crate::memory::MemoryBudget;
+use crate::meter::Meter;
 use crate::offset::{Offset, OffsetRange};
 use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanOutcome};
-use crate::progress::{BatchReport, Observer, Phases, QueryState};
+use crate::progress::{BatchReport, Observer, Phases, QueryState, SourceProgress};
 use crate::replay::{ReplayRequest, Replayed};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
@@ -101,6 +102,18 @@ pub struct Query {
     expired_at: Option<Duration>,
     blame: Arc<Blame>,
     observer: Arc<dyn Observer>,
+    query_id: Arc<str>,
+    meters: Meters,
+}
+
+/// Where the time between source and sink goes.
+struct Meters {
+    read: Arc<Meter>,
+    decode: Arc<Meter>,
+    /// The sink waits for rows.
+    rows: Arc<Meter>,
+    /// The sink's own time in the last attempt.
+    sink: Duration,
 }
 
 struct OpenSource {
@@ -171,7 +184,7 @@ impl Query {
         let env = job.env.clone();
         let mut found = log.find().await?;
         recover(&found)?;
-        let query_id = identity(job, spec, &log).await?;
+        let query_id: Arc<str> = identity(job, spec, &log).await?.into();
 
         let gates = spec.gates()?;
         let sources = open_sources(job, spec, &log, &gates)?;
@@ -182,7 +195,7 @@ impl Query {
                 env: env.clone(),
                 job: job.name.clone(),
                 query: spec.name.clone(),
-                query_id,
+                query_id: query_id.to_string(),
                 schema: spec.plan.schema(),
                 output_mode: spec.output_mode,
             })
@@ -328,6 +341,13 @@ impl Query {
             expired_at: None,
             blame: Arc::default(),
             observer: job.observer.clone(),
+            query_id,
+            meters: Meters {
+                read: Meter::new(job.env.clock.clone()),
+                decode: Meter::new(job.env.clock.clone()),
+                rows: Meter::new(job.env.clock.clone()),
+                sink: Duration::ZERO,
+            },
             spec: spec.clone(),
         })
     }
@@ -451,6 +471,9 @@ impl Query {
         self.refresh_tables(batch.id).await?;
         let Processed { intake, outcome, written } = self.process(batch).await?;
         phases.execute = watch.lap();
+        phases.read = self.meters.read.total();
+        phases.decode = self.meters.decode.total();
+        phases.sink = self.meters.sink;
 
         let state = match self.spec.plan.state() {
             [] => None,
@@ -498,6 +521,7 @@ impl Query {
             replayed,
         };
         let report = BatchReport {
+            query_id: self.query_id.clone(),
             batch: batch.id,
             timestamp_ms: batch.entry.timestamp_ms,
             finished_at_micros: 0,
@@ -513,6 +537,14 @@ impl Query {
             next_watermark_ms: tracks.then_some(next_watermark_ms),
             operators: outcome.operators,
             state_bytes_written,
+            checkpoint_bytes_written: 0,
+            sources: self
+                .sources
+                .iter()
+                .enumerate()
+                .map(|(index, open)| source_progress(batch, index, open, &intake))
+                .collect(),
+            max_event_time_micros: outcome.max_event_times.iter().flatten().max().copied(),
             lag: Vec::new(),
         };
         let commit = CommitEntry { next_watermark_ms, perennial: Some(details) };
@@ -551,7 +583,10 @@ impl Query {
         let (intake, execution) = self.begin(batch, take).await?;
         let sink_batch = self.sink_batch(batch, again);
         self.env.crash.pass(CrashPoint::BeforeSink).await;
+        let began = self.env.clock.monotonic();
         let written = self.sink.write(&sink_batch, execution.rows).await;
+        let took = self.env.clock.monotonic().saturating_sub(began);
+        self.meters.sink = took.saturating_sub(self.meters.rows.total());
         self.attempted = intake.read();
         let written = written.map_err(|error| self.blame.on(error))?;
         self.env.crash.pass(CrashPoint::AfterSink).await;
@@ -561,7 +596,8 @@ impl Query {
     /// The rows of a batch, running.
     async fn begin(&self, batch: &Planned, take: &Take) -> Result<(Arc<Intake>, Execution)> {
         self.blame.forget();
-        let intake = Arc::new(Intake::default());
+        [&self.meters.read, &self.meters.decode, &self.meters.rows].map(|meter| meter.reset());
+        let intake = Arc::new(Intake::timed(self.meters.decode.clone()));
         let inputs = self.read(batch, &intake, take).await?;
         let info = BatchInfo {
             id: batch.id,
@@ -570,7 +606,7 @@ impl Query {
             late_watermark_ms: batch.late_watermark_ms,
         };
         let execution = self.spec.plan.execute(info, inputs, self.state.partitions()).await?;
-        let rows = self.blame.watch(execution.rows, Culprit::Plan);
+        let rows = self.meters.rows.waits(self.blame.watch(execution.rows, Culprit::Plan));
         Ok((intake, Execution { rows, ..execution }))
     }
 
@@ -655,6 +691,7 @@ impl Query {
         }
         report.phases.commit = watch.lap();
         report.finished_at_micros = self.env.clock.now_micros();
+        report.checkpoint_bytes_written = report.state_bytes_written + self.log.take_written();
 
         // The batch is done. What follows is for others and for later, and does no harm to it when it fails.
         self.env.crash.pass(CrashPoint::BeforeAcknowledge).await;
@@ -802,8 +839,8 @@ impl Query {
                 let part = Part::source(&open.name);
                 streams = read.map_err(|error| open.failed(error))?;
                 // What goes wrong later comes out at the other end, through the plan and the sink.
-                streams =
-                    streams.into_iter().map(|blocks| self.blame.watch(blocks, Culprit::Part(part.clone()))).collect();
+                let watch = |blocks| self.blame.watch(blocks, Culprit::Part(part.clone()));
+                streams = streams.into_iter().map(|blocks| self.meters.read.waits(watch(blocks))).collect();
             }
         }
         if let Some(replay) = &batch.replay {
@@ -895,6 +932,16 @@ impl Query {
             }
         }
         self.lag.clone()
+    }
+}
+
+/// What the batch read of a source.
+fn source_progress(batch: &Planned, index: usize, open: &OpenSource, intake: &Intake) -> SourceProgress {
+    SourceProgress {
+        source: open.name.clone(),
+        start: batch.starts.get(index).cloned().flatten(),
+        end: batch.entry.offsets.get(index).cloned().flatten(),
+        records: intake.read_from(&open.name),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::checkpoint::BatchCounts;
 use crate::dead_letter::timestamp_text;
 use crate::env::Clock;
 use crate::error::{Error, ErrorClass};
+use crate::memory::MemoryBudget;
 use crate::plan::OperatorProgress;
 use crate::policy::Action;
 use crate::progress::{BatchReport, Observer, QueryState};
@@ -200,6 +201,8 @@ pub struct QueryStatus {
     pub operators: Vec<OperatorProgress>,
     /// Bytes that the state wrote.
     pub state_bytes_written: u64,
+    /// Bytes that were written to the checkpoint, those of the state among them.
+    pub checkpoint_bytes_written: u64,
     /// Errors since the start, by class.
     pub errors: BTreeMap<&'static str, u64>,
     /// Times that a batch was tried again.
@@ -235,6 +238,7 @@ impl QueryStatus {
             breakers: BTreeMap::new(),
             operators: Vec::new(),
             state_bytes_written: 0,
+            checkpoint_bytes_written: 0,
             errors: BTreeMap::new(),
             retries: 0,
             last_error: None,
@@ -320,6 +324,7 @@ impl QueryStatus {
         self.saw_lag(&report.lag, report.finished_at_micros);
         self.operators.clone_from(&report.operators);
         self.state_bytes_written += report.state_bytes_written;
+        self.checkpoint_bytes_written += report.checkpoint_bytes_written;
         for (class, records) in &report.dead_letters {
             *self.dead_letters.entry(class).or_insert(0) += records;
         }
@@ -349,6 +354,10 @@ pub struct Status {
     pub error_window: Duration,
     /// How far triggers are apart; zero for as fast as possible.
     pub trigger: Duration,
+    /// Bytes that state and batches hold.
+    pub memory_bytes: u64,
+    /// How many they may hold.
+    pub memory_limit: Option<u64>,
     /// When the most recent errors happened, in microseconds since the epoch, oldest first.
     pub recent_errors_micros: VecDeque<i64>,
     /// Queries by name.
@@ -600,6 +609,7 @@ impl Status {
 /// Keeps what the queries of a job tell, for everything that tells how they are.
 pub struct StatusBoard {
     clock: Arc<dyn Clock>,
+    memory: Arc<MemoryBudget>,
     status: Mutex<Status>,
 }
 
@@ -620,10 +630,12 @@ impl StatusBoard {
             now_micros: now,
             error_window,
             trigger: Duration::ZERO,
+            memory_bytes: 0,
+            memory_limit: None,
             recent_errors_micros: VecDeque::new(),
             queries: queries.into_iter().map(|name| (name.to_owned(), QueryStatus::new(now))).collect(),
         };
-        Self { clock, status: Mutex::new(status) }
+        Self { clock, memory: Arc::default(), status: Mutex::new(status) }
     }
 
     /// Batches are due this far apart.
@@ -633,10 +645,17 @@ impl StatusBoard {
         self
     }
 
+    /// The queries share this memory.
+    #[must_use]
+    pub fn with_memory(self, memory: Arc<MemoryBudget>) -> Self {
+        Self { memory, ..self }
+    }
+
     /// A copy of everything, as it is now.
     pub fn snapshot(&self) -> Status {
         let now_micros = self.clock.now_micros();
-        Status { now_micros, ..self.status.lock().clone() }
+        let (memory_bytes, memory_limit) = (self.memory.used(), self.memory.limit());
+        Status { now_micros, memory_bytes, memory_limit, ..self.status.lock().clone() }
     }
 
     /// Changes the status, which holds the time of the change.
@@ -755,6 +774,7 @@ mod tests {
 
     fn batch(id: BatchId, second: i64, counts: BatchCounts) -> BatchReport {
         BatchReport {
+            query_id: "id".into(),
             batch: id,
             timestamp_ms: 0,
             finished_at_micros: second * SECOND,
@@ -774,6 +794,9 @@ mod tests {
             next_watermark_ms: Some(7),
             operators: vec![],
             state_bytes_written: 10,
+            checkpoint_bytes_written: 15,
+            sources: vec![],
+            max_event_time_micros: None,
             lag: vec![("readings".into(), Lag { records: Some(3), partitions: vec![] })],
         }
     }

@@ -54,7 +54,11 @@ impl LogArgs {
     /// Sends the logs of this process to standard error. Has no effect the second time.
     pub fn start(&self) {
         JSON.store(self.is_json(), Ordering::Relaxed);
-        let filter = EnvFilter::new(&self.log_level);
+        // The progress of each batch is for machines; who reads text asks for it with `--log-level info,perennial::progress=info`.
+        let filter = match self.log_format {
+            LogFormat::Text => EnvFilter::new(format!("perennial::progress=warn,{}", self.log_level)),
+            LogFormat::Json => EnvFilter::new(&self.log_level),
+        };
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_timer(Utc)

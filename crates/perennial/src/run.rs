@@ -16,9 +16,11 @@ use perennial_core::status::{Status, StatusBoard};
 use perennial_core::supervisor::{self, QueryEnd};
 use tokio_util::sync::CancellationToken;
 
+use crate::history::Recorder;
 use crate::http::{self, Heartbeat, HttpContext, Listener, Server, Tls};
 use crate::job::Job;
 use crate::job_file::{Problem, Trigger};
+use crate::progress::ProgressBook;
 use crate::progress_log::ProgressLog;
 use crate::wire::{Fault, Looked, Planned, Ready};
 
@@ -89,6 +91,7 @@ impl Watch {
         job: &Job,
         spec: &JobSpec,
         board: Arc<StatusBoard>,
+        progress: Arc<ProgressBook>,
         stop: CancellationToken,
     ) -> Result<Option<Watching>> {
         let Some((listener, tls)) = self.listener else { return Ok(None) };
@@ -96,6 +99,7 @@ impl Watch {
         let beating = tokio::spawn(heartbeat.clone().keep_beating());
         let context = HttpContext {
             board,
+            progress,
             heartbeat,
             dead_letters: spec.dead_letters.clone(),
             controls: spec.controls.clone(),
@@ -171,7 +175,8 @@ impl Job {
     pub async fn run(&self, stop: CancellationToken) -> Result<RunSummary> {
         let watch = Watch::bind(self)?;
         let planned = Planned::new(self).await.map_err(|fault| self.wrong(fault))?;
-        let mut board = None;
+        let (mut board, mut book) = (None, None);
+        let memory = planned.memory.clone();
         let ready = Ready::new(self, planned, |env| {
             let names = self.queries.keys().map(String::as_str);
             let window = self.health.error_window.0;
@@ -180,13 +185,19 @@ impl Job {
                 Trigger::AsFastAsPossible | Trigger::AvailableNow => Duration::ZERO,
             };
             let new = StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window);
-            let new = Arc::new(new.with_trigger(interval));
-            board = Some(new.clone());
-            Arc::new(Observers(vec![new, Arc::new(ProgressLog::default())]))
+            let new = Arc::new(new.with_trigger(interval).with_memory(memory));
+            let progress = Arc::new(ProgressBook::new(self, env));
+            (board, book) = (Some(new.clone()), Some(progress.clone()));
+            Arc::new(Observers(vec![new, progress, Arc::new(ProgressLog::default())]))
         })?;
-        let board = board.ok_or_else(|| Error::bug("the job has no status board"))?;
-        let _watching = watch.serve(self, &ready.spec, board.clone(), stop.clone())?;
-        let ends = supervisor::run(ready.spec.clone(), stop).await;
+        let (Some(board), Some(book)) = (board, book) else { return Err(Error::bug("the job has no status board")) };
+        let _watching = watch.serve(self, &ready.spec, board.clone(), book, stop.clone())?;
+        let mut recorder = Recorder::new(self, &ready.spec.env, board.clone());
+        let ends = tokio::select! {
+            ends = supervisor::run(ready.spec.clone(), stop.clone()) => ends,
+            () = recorder.keep_writing() => Vec::new(),
+        };
+        recorder.end(stop.is_cancelled(), &ends).await;
         Ok(RunSummary { status: board.snapshot(), ends })
     }
 

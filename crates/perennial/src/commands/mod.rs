@@ -38,6 +38,8 @@ commands! {
     checkpoint::Checkpoint;
     dlq::Dlq;
     errors::Errors;
+    #[command(name = "history")]
+    history::Runs;
     #[command(hide = true)]
     reference::Reference;
 }

@@ -112,6 +112,11 @@ fn job(out: &mut Exposition, status: &Status) {
     for name in ["initializing", "healthy", "degraded", "unhealthy"] {
         out.sample("perennial_health", &[("status", name)], u8::from(health.as_str() == name));
     }
+    let help = "Bytes that state and batches hold.";
+    out.single("perennial_memory_bytes", "gauge", help, status.memory_bytes);
+    if let Some(limit) = status.memory_limit {
+        out.single("perennial_memory_limit_bytes", "gauge", "How many they may hold.", limit);
+    }
     let recent = status.errors_in_window();
     out.single("perennial_errors_in_window", "gauge", "Errors that count towards health.", recent);
 }
@@ -234,6 +239,9 @@ fn queries(out: &mut Exposition, status: &Status) {
     });
     let help = "Bytes that the state wrote to the checkpoint.";
     each(out, status, ("perennial_state_written_bytes_total", "counter", help), |q| Some(q.state_bytes_written));
+    let help = "Bytes written to the checkpoint, those of the state among them.";
+    let written = |q: &QueryStatus| Some(q.checkpoint_bytes_written);
+    each(out, status, ("perennial_checkpoint_written_bytes_total", "counter", help), written);
 }
 
 fn breakers(out: &mut Exposition, status: &Status) {

@@ -8,6 +8,7 @@ mod act;
 mod health;
 mod metrics;
 mod openapi;
+mod progress;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::Job;
+use crate::progress::{ProgressBook, QueryProgress};
 use openapi::{Answer, html, json_of, text};
 
 pub use metrics::{Exposition, render as render_metrics};
@@ -38,6 +40,8 @@ pub use server::{Listener, Server, Tls, bind};
 pub struct HttpContext {
     /// How the job is.
     pub board: Arc<StatusBoard>,
+    /// What the last batches did.
+    pub progress: Arc<ProgressBook>,
     /// Whether the job's runtime makes progress.
     pub heartbeat: Heartbeat,
     /// The dead letters.
@@ -108,6 +112,18 @@ static ENDPOINTS: &[Endpoint] = &[
         "200 as long as the process makes progress, else 503",
         &[json_of::<health::Live>(200), json_of::<health::Live>(503)],
         || get(health::live),
+    ),
+    tells(
+        "/queries",
+        "the last batch of each query, as Spark's StreamingQueryProgress",
+        &[json_of::<progress::Last>(200)],
+        || get(progress::last),
+    ),
+    tells(
+        "/queries/{query}/progress",
+        "the last 100 batches of a query, oldest first, as Spark's StreamingQueryProgress",
+        &[json_of::<Vec<QueryProgress>>(200), json_of::<act::Refusal>(404)],
+        || get(progress::recent),
     ),
     tells("/metrics", "metrics in the Prometheus text format", &[text(200, Exposition::CONTENT_TYPE)], || {
         get(metrics::endpoint)

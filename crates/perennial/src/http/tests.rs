@@ -9,9 +9,10 @@ use perennial_core::checkpoint::BatchCounts;
 use perennial_core::dead_letter::{DeadLetter, DeadLetterStats, EntrySummary, LetterBatch};
 use perennial_core::env::Clock;
 use perennial_core::error::{Error, Result, class};
+use perennial_core::offset::Offset;
 use perennial_core::plan::OperatorProgress;
 use perennial_core::policy::Action;
-use perennial_core::progress::{BatchReport, Observer, Phases, QueryState};
+use perennial_core::progress::{BatchReport, Observer, Phases, QueryState, SourceProgress};
 use perennial_core::source::Lag;
 use serde_json::{Value, json};
 
@@ -64,6 +65,7 @@ impl DeadLetters for Letters {
 struct World {
     clock: Arc<SetClock>,
     board: Arc<StatusBoard>,
+    progress: Arc<ProgressBook>,
     server: Server,
     controls: Arc<Controls>,
     stop: CancellationToken,
@@ -87,17 +89,20 @@ impl World {
         let board = StatusBoard::new(clock.clone(), "greenhouse", "1.0", ["per_minute"], Duration::from_secs(3600));
         let board = Arc::new(board.with_trigger(Duration::from_secs(10)));
         let (controls, stop) = (Arc::new(Controls::default()), CancellationToken::new());
+        let job = Arc::new(Job::from_text("job.yaml", job).unwrap());
+        let progress = Arc::new(ProgressBook::new(&job, &crate::env(Arc::new(object_store::memory::InMemory::new()))));
         let context = HttpContext {
             board: board.clone(),
+            progress: progress.clone(),
             heartbeat,
             dead_letters: Arc::new(Letters),
             controls: controls.clone(),
             stop: stop.clone(),
-            job: Arc::new(Job::from_text("job.yaml", job).unwrap()),
+            job,
             runtime: tokio::runtime::Handle::current(),
         };
         let server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context), None).unwrap();
-        Self { clock, board, server, controls, stop }
+        Self { clock, board, progress, server, controls, stop }
     }
 
     async fn post(&self, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
@@ -128,39 +133,47 @@ impl World {
                 written: 12,
                 ..Default::default()
             };
-            self.board.committed(
-                "per_minute",
-                &BatchReport {
-                    batch: (batch as u64).saturating_sub(57),
-                    timestamp_ms: 0,
-                    finished_at_micros,
-                    again: false,
-                    duplicate: false,
-                    counts,
-                    bytes_read: 1000,
-                    warned: 1,
-                    dead_letters: vec![("MalformedRecord", 7)],
-                    dead_letters_expired: 2,
-                    phases: Phases {
-                        execute: Duration::from_millis(400),
-                        commit: Duration::from_millis(100),
-                        ..Default::default()
-                    },
-                    watermark_ms: None,
-                    next_watermark_ms: Some(START / 1000),
-                    operators: vec![OperatorProgress {
-                        name: "stateStoreSave".into(),
-                        rows_total: 7,
-                        memory_bytes: 700,
-                        ..Default::default()
-                    }],
-                    state_bytes_written: 10,
-                    lag: vec![(
-                        "readings".into(),
-                        Lag { records: Some(30), partitions: vec![("t-0".into(), 10), ("t-1".into(), 20)] },
-                    )],
+            let report = BatchReport {
+                query_id: "12345".into(),
+                batch: (batch as u64).saturating_sub(57),
+                timestamp_ms: START / 1000 + 10_000 * batch,
+                finished_at_micros,
+                again: false,
+                duplicate: false,
+                counts,
+                bytes_read: 1000,
+                warned: 1,
+                dead_letters: vec![("MalformedRecord", 7)],
+                dead_letters_expired: 2,
+                phases: Phases {
+                    execute: Duration::from_millis(400),
+                    commit: Duration::from_millis(100),
+                    ..Default::default()
                 },
-            );
+                watermark_ms: Some(START / 1000),
+                next_watermark_ms: Some(START / 1000),
+                operators: vec![OperatorProgress {
+                    name: "stateStoreSave".into(),
+                    rows_total: 7,
+                    memory_bytes: 700,
+                    ..Default::default()
+                }],
+                state_bytes_written: 10,
+                checkpoint_bytes_written: 15,
+                sources: vec![SourceProgress {
+                    source: "readings".into(),
+                    start: Some(Offset::from_json("{\"t\":{\"0\":5}}")),
+                    end: Some(Offset::from_json("{\"t\":{\"0\":155}}")),
+                    records: 150,
+                }],
+                max_event_time_micros: Some(START),
+                lag: vec![(
+                    "readings".into(),
+                    Lag { records: Some(30), partitions: vec![("t-0".into(), 10), ("t-1".into(), 20)] },
+                )],
+            };
+            self.board.committed("per_minute", &report);
+            self.progress.committed("per_minute", &report);
         }
     }
 
@@ -379,6 +392,37 @@ async fn what_keeps_a_job_from_its_work_is_told_with_its_time() {
 }
 
 #[tokio::test]
+async fn progress_is_told_as_spark_tells_it() {
+    let world = World::new();
+    assert_eq!(world.get("/queries").await, (200, json!({"queries": {"per_minute": null}})));
+    world.run();
+    let (status, recent) = world.get("/queries/per_minute/progress").await;
+    let recent = recent.as_array().unwrap();
+    assert_eq!((status, recent.len()), (200, 100));
+    let last = &recent[99];
+    assert_eq!(world.get("/queries").await.1["queries"]["per_minute"], *last);
+    assert_has(
+        last,
+        &json!({"id": "12345", "name": "per_minute", "timestamp": "2025-11-21T09:16:30.000Z", "batchId": 42, "batchDuration": 500,
+                "numInputRows": 150, "inputRowsPerSecond": 15.0, "processedRowsPerSecond": 300.0,
+                "eventTime": {"max": "2025-11-21T09:00:00.000Z", "watermark": "2025-11-21T09:00:00.000Z"},
+                "sink": {"description": "console", "numOutputRows": 12}, "observedMetrics": {}}),
+    );
+    assert_has(&last["durationMs"], &json!({"addBatch": 400, "commitOffsets": 100, "triggerExecution": 500}));
+    assert_has(
+        &last["stateOperators"][0],
+        &json!({"operatorName": "stateStoreSave", "numRowsTotal": 7, "memoryUsedBytes": 700}),
+    );
+    assert_eq!(
+        last["sources"][0],
+        json!({"description": "rate[readings]", "startOffset": {"t": {"0": 5}}, "endOffset": {"t": {"0": 155}}, "numInputRows": 150,
+               "inputRowsPerSecond": 15.0, "processedRowsPerSecond": 300.0, "metrics": {"recordsBehindLatest": "30"}})
+    );
+    assert_eq!(last["runId"], recent[0]["runId"]);
+    assert_eq!(world.get("/queries/other/progress").await.0, 404);
+}
+
+#[tokio::test]
 async fn only_who_has_the_token_acts_on_the_job() {
     let world = World::new();
     let acting = || ENDPOINTS.iter().filter(|endpoint| endpoint.acts).map(|e| e.path.replace("{query}", "per_minute"));
@@ -431,7 +475,7 @@ async fn the_openapi_document_describes_what_is_answered() {
         assert_eq!(operation["security"].is_array(), endpoint.acts, "{}", endpoint.path);
     }
     // Every reference leads somewhere, and every field that is answered is described.
-    for path in ["/health", "/health/detailed", "/health/dlq", "/health/ready", "/health/live"] {
+    for path in ["/health", "/health/detailed", "/health/dlq", "/health/ready", "/health/live", "/queries"] {
         let (status, answer) = world.get(path).await;
         let schema =
             &document["paths"][path]["get"]["responses"][status.to_string()]["content"]["application/json"]["schema"];
@@ -523,6 +567,9 @@ async fn metrics_are_what_prometheus_reads() {
         ("perennial_partition_lag_records{query=\"per_minute\",source=\"readings\",partition=\"t-1\"}", 20.0),
         ("perennial_watermark_delay_seconds{query=\"per_minute\"}", 2730.0),
         ("perennial_state_rows{query=\"per_minute\"}", 7.0),
+        ("perennial_checkpoint_written_bytes_total{query=\"per_minute\"}", 1500.0),
+        ("perennial_batch_phase_seconds_sum{query=\"per_minute\",phase=\"checkpoint\"}", 10.0),
+        ("perennial_memory_bytes", 0.0),
         ("perennial_retries_total{query=\"per_minute\"}", 2.0),
     ] {
         assert_eq!(samples.get(series), Some(&value), "{series}");

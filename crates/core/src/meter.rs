@@ -63,12 +63,14 @@ struct Waited<T> {
 impl<T> Stream for Waited<T> {
     type Item = T;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        let began = *self.since.get_or_insert(self.meter.clock.monotonic());
-        let polled = self.stream.as_mut().poll_next(context);
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let this = self.get_mut();
+        let began = this.since.unwrap_or_else(|| this.meter.clock.monotonic());
+        this.since = Some(began);
+        let polled = this.stream.as_mut().poll_next(context);
         if polled.is_ready() {
-            self.since = None;
-            self.meter.add(began);
+            this.since = None;
+            this.meter.add(began);
         }
         polled
     }

@@ -4,6 +4,7 @@
 //! disk: those come in through [`Env`](env::Env) and the traits [`Source`](source::Source), [`Decoder`](decode::Decoder),
 //! [`QueryPlan`](plan::QueryPlan) and [`Sink`](sink::Sink). Begin with [`query`]: it has the way of a batch, top to bottom.
 
+pub mod alert;
 pub mod breaker;
 pub mod checkpoint;
 pub mod config;

@@ -596,7 +596,9 @@ impl Query {
     /// The rows of a batch, running.
     async fn begin(&self, batch: &Planned, take: &Take) -> Result<(Arc<Intake>, Execution)> {
         self.blame.forget();
-        [&self.meters.read, &self.meters.decode, &self.meters.rows].map(|meter| meter.reset());
+        for meter in [&self.meters.read, &self.meters.decode, &self.meters.rows] {
+            meter.reset();
+        }
         let intake = Arc::new(Intake::timed(self.meters.decode.clone()));
         let inputs = self.read(batch, &intake, take).await?;
         let info = BatchInfo {

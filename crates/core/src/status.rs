@@ -203,6 +203,10 @@ pub struct QueryStatus {
     pub state_bytes_written: u64,
     /// Bytes that were written to the checkpoint, those of the state among them.
     pub checkpoint_bytes_written: u64,
+    /// Attempts that failed since the last commit.
+    pub failures_in_a_row: u32,
+    /// Bytes that the last batch wrote to the checkpoint.
+    pub last_checkpoint_bytes: u64,
     /// Errors since the start, by class.
     pub errors: BTreeMap<&'static str, u64>,
     /// Times that a batch was tried again.
@@ -239,6 +243,8 @@ impl QueryStatus {
             operators: Vec::new(),
             state_bytes_written: 0,
             checkpoint_bytes_written: 0,
+            failures_in_a_row: 0,
+            last_checkpoint_bytes: 0,
             errors: BTreeMap::new(),
             retries: 0,
             last_error: None,
@@ -325,6 +331,8 @@ impl QueryStatus {
         self.operators.clone_from(&report.operators);
         self.state_bytes_written += report.state_bytes_written;
         self.checkpoint_bytes_written += report.checkpoint_bytes_written;
+        self.last_checkpoint_bytes = report.checkpoint_bytes_written;
+        self.failures_in_a_row = 0;
         for (class, records) in &report.dead_letters {
             *self.dead_letters.entry(class).or_insert(0) += records;
         }
@@ -358,6 +366,8 @@ pub struct Status {
     pub memory_bytes: u64,
     /// How many they may hold.
     pub memory_limit: Option<u64>,
+    /// Disks that the job writes to, and the share of each that is free.
+    pub disks: Vec<(String, f64)>,
     /// When the most recent errors happened, in microseconds since the epoch, oldest first.
     pub recent_errors_micros: VecDeque<i64>,
     /// Queries by name.
@@ -541,6 +551,11 @@ impl Status {
         busy.then_some(last.max(query.busy_since_micros))
     }
 
+    /// Seconds in which a query that has something to do committed nothing; 0 where it has nothing to do.
+    pub fn seconds_without_commit(&self, query: &QueryStatus) -> f64 {
+        self.waiting_since(query).map_or(0.0, |since| self.seconds_since(since))
+    }
+
     /// Whether a batch is overdue: nothing was committed for [`STALE_AFTER`] although a query has something to do. A job without new
     /// input is idle, not stale.
     pub fn is_stale(&self) -> bool {
@@ -632,6 +647,7 @@ impl StatusBoard {
             trigger: Duration::ZERO,
             memory_bytes: 0,
             memory_limit: None,
+            disks: Vec::new(),
             recent_errors_micros: VecDeque::new(),
             queries: queries.into_iter().map(|name| (name.to_owned(), QueryStatus::new(now))).collect(),
         };
@@ -649,6 +665,11 @@ impl StatusBoard {
     #[must_use]
     pub fn with_memory(self, memory: Arc<MemoryBudget>) -> Self {
         Self { memory, ..self }
+    }
+
+    /// The disks that the job writes to, and the share of each that is free.
+    pub fn set_disks(&self, disks: Vec<(String, f64)>) {
+        self.status.lock().disks = disks;
     }
 
     /// A copy of everything, as it is now.
@@ -696,6 +717,7 @@ impl Observer for StatusBoard {
             }
             status.recent_errors_micros.push_back(at_micros);
             let query = status.query(query);
+            query.failures_in_a_row = query.failures_in_a_row.saturating_add(1);
             *query.errors.entry(error.class().code).or_insert(0) += 1;
             query.retries += u64::from(!matches!(action, Action::Pause | Action::Stop));
             query.last_error = Some(LastError { class: error.class(), message: error.to_string(), at_micros });
@@ -724,7 +746,7 @@ impl Observer for StatusBoard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
@@ -799,6 +821,11 @@ mod tests {
             max_event_time_micros: None,
             lag: vec![("readings".into(), Lag { records: Some(3), partitions: vec![] })],
         }
+    }
+
+    /// A batch that wrote so many bytes to the checkpoint.
+    pub(crate) fn report(counts: BatchCounts, checkpoint_bytes_written: u64) -> BatchReport {
+        BatchReport { checkpoint_bytes_written, ..batch(0, 0, counts) }
     }
 
     #[test]

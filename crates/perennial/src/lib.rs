@@ -69,6 +69,7 @@
 
 use std::sync::Arc;
 
+pub mod alerts;
 pub mod catalogue;
 mod crash;
 pub mod dlq;

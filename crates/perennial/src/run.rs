@@ -16,6 +16,7 @@ use perennial_core::status::{Status, StatusBoard};
 use perennial_core::supervisor::{self, QueryEnd};
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::Watchman;
 use crate::history::Recorder;
 use crate::http::{self, Heartbeat, HttpContext, Listener, Server, Tls};
 use crate::job::Job;
@@ -193,10 +194,16 @@ impl Job {
         let (Some(board), Some(book)) = (board, book) else { return Err(Error::bug("the job has no status board")) };
         let _watching = watch.serve(self, &ready.spec, board.clone(), book, stop.clone())?;
         let mut recorder = Recorder::new(self, &ready.spec.env, board.clone());
+        let mut watchman = Watchman::new(self, board.clone(), ready.spec.env.clock.clone())?;
         let ends = tokio::select! {
             ends = supervisor::run(ready.spec.clone(), stop.clone()) => ends,
             () = recorder.keep_writing() => Vec::new(),
+            () = watchman.watch() => Vec::new(),
         };
+        if ends.iter().any(|end| end.result.is_err()) {
+            // The last thing that this process can tell is that it gave up.
+            watchman.look().await;
+        }
         recorder.end(stop.is_cancelled(), &ends).await;
         Ok(RunSummary { status: board.snapshot(), ends })
     }

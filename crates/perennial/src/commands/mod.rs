@@ -38,6 +38,7 @@ commands! {
     checkpoint::Checkpoint;
     dlq::Dlq;
     errors::Errors;
+    alerts::Alerts;
     #[command(name = "history")]
     history::Runs;
     #[command(hide = true)]

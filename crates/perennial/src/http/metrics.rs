@@ -112,6 +112,11 @@ fn job(out: &mut Exposition, status: &Status) {
     for name in ["initializing", "healthy", "degraded", "unhealthy"] {
         out.sample("perennial_health", &[("status", name)], u8::from(health.as_str() == name));
     }
+    let name = "perennial_disk_free_ratio";
+    out.metric(name, "gauge", "The share of a disk that is free.");
+    for (disk, free) in &status.disks {
+        out.sample(name, &[("disk", disk)], free);
+    }
     let help = "Bytes that state and batches hold.";
     out.single("perennial_memory_bytes", "gauge", help, status.memory_bytes);
     if let Some(limit) = status.memory_limit {
@@ -156,6 +161,10 @@ fn queries(out: &mut Exposition, status: &Status) {
         q.last_batch.as_ref().map(|batch| status.seconds_since(batch.finished_at_micros))
     });
 
+    let help = "Seconds in which a query that has something to do committed nothing; 0 where it has nothing to do.";
+    each(out, status, ("perennial_seconds_without_commit", "gauge", help), |q| Some(status.seconds_without_commit(q)));
+    let help = "Attempts that failed since the last commit.";
+    each(out, status, ("perennial_failures_in_a_row", "gauge", help), |q| Some(q.failures_in_a_row));
     let name = "perennial_batch_seconds";
     out.metric(name, "histogram", "Time of a batch from trigger to commit.");
     for (query, entry) in &status.queries {
@@ -213,6 +222,17 @@ fn queries(out: &mut Exposition, status: &Status) {
             }
         }
     }
+    let name = "perennial_lag_growing";
+    out.metric(
+        name,
+        "gauge",
+        "1 where what waits in the source became more six times in a row, for at least a minute.",
+    );
+    for (query, entry) in &status.queries {
+        for (source, trend) in &entry.lag_trend {
+            out.sample(name, &[("query", query), ("source", source)], u8::from(trend.grows(status.now_micros)));
+        }
+    }
     let name = "perennial_partition_lag_records";
     out.metric(name, "gauge", "Records that wait in a partition; the 200 first ones.");
     for (query, entry) in &status.queries {
@@ -242,6 +262,9 @@ fn queries(out: &mut Exposition, status: &Status) {
     let help = "Bytes written to the checkpoint, those of the state among them.";
     let written = |q: &QueryStatus| Some(q.checkpoint_bytes_written);
     each(out, status, ("perennial_checkpoint_written_bytes_total", "counter", help), written);
+    let help = "Bytes that the last batch wrote to the checkpoint.";
+    let last = |q: &QueryStatus| Some(q.last_checkpoint_bytes);
+    each(out, status, ("perennial_last_checkpoint_bytes", "gauge", help), last);
 }
 
 fn breakers(out: &mut Exposition, status: &Status) {
@@ -271,6 +294,8 @@ fn breakers(out: &mut Exposition, status: &Status) {
     each(out, "perennial_breaker_next_probe_seconds", "gauge", help, |b| {
         b.next_probe_micros().map(|at| at as f64 / 1e6)
     });
+    let help = "Failures in a row that were the fault of the part.";
+    each(out, "perennial_breaker_failures", "gauge", help, |b| Some(f64::from(b.failures)));
     let help = "Times that the circuit breaker opened.";
     each(out, "perennial_breaker_opened_total", "counter", help, |b| Some(b.opened as f64));
     let help = "Attempts that probed whether the part is back.";

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod alerts;
 mod bad_input;
 #[cfg(feature = "kafka")]
 mod bad_kafka;

@@ -449,14 +449,12 @@ impl Alerts {
 
     /// All that fires now.
     pub fn firing(&self, now_micros: i64) -> Vec<Notice> {
-        let told = |name: &str| {
-            self.known.iter().filter(move |((rule, _), k)| *rule == name && k.told.is_some()).map(|(_, k)| k)
-        };
-        let rules = self.rules.iter().map(|(rule, setting)| (*rule, setting, told(rule.name).collect::<Vec<_>>()));
-        let firing = rules.flat_map(|(rule, setting, known)| {
-            known.into_iter().map(move |known| notice(rule, setting, known, Stage::Firing, now_micros))
-        });
-        firing.collect()
+        let mut firing = Vec::new();
+        for (rule, setting) in &self.rules {
+            let told = self.known.iter().filter(|((name, _), known)| *name == rule.name && known.told.is_some());
+            firing.extend(told.map(|(_, known)| notice(rule, setting, known, Stage::Firing, now_micros)));
+        }
+        firing
     }
 }
 

@@ -120,7 +120,7 @@ pub struct Entry {
 }
 
 /// What is in the dead letters, in the shape of `GET /health/dlq`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct DeadLetterStats {
     /// Number of entries (batches and errors, not records).
     pub total_entries: u64,
@@ -135,7 +135,7 @@ pub struct DeadLetterStats {
 }
 
 /// An entry, in short.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct EntrySummary {
     /// The batch.
     pub batch_id: BatchId,

@@ -9,6 +9,8 @@ mod catalogue;
 use std::fmt;
 use std::time::Duration;
 
+use crate::breaker::Part;
+
 pub use catalogue::{CATALOGUE, ErrorClass, class};
 
 /// The result of everything that can fail.
@@ -64,12 +66,14 @@ struct Inner {
     places: Vec<String>,
     cause: Option<Cause>,
     retry_after: Option<Duration>,
+    part: Option<Part>,
 }
 
 impl Error {
     /// An error of `class`; `message` says what happened and, where a person can do something, what.
     pub fn new(class: &'static ErrorClass, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { class, message: message.into(), places: Vec::new(), cause: None, retry_after: None }))
+        let message = message.into();
+        Self(Box::new(Inner { class, message, places: Vec::new(), cause: None, retry_after: None, part: None }))
     }
 
     /// An assertion of Perennial that did not hold.
@@ -93,6 +97,17 @@ impl Error {
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.0.retry_after = Some(after);
         self
+    }
+
+    /// Says which part of the query it is that failed, where that is not known yet.
+    pub fn of(mut self, part: Part) -> Self {
+        self.0.part.get_or_insert(part);
+        self
+    }
+
+    /// The part of the query that failed, where that is known.
+    pub fn part(&self) -> Option<&Part> {
+        self.0.part.as_ref()
     }
 
     /// The row of the catalogue.

@@ -17,6 +17,7 @@ use crate::error::{Error, Result, ResultExt, class};
 use crate::expectation::{Expectations, Violation};
 use crate::isolate::{Guilty, RowNumber, RowSet, StreamId};
 use crate::job::SourceSpec;
+use crate::meter::Meter;
 use crate::records::{Input, Position, RawRecord, RecordPosition};
 use crate::sink::RowStream;
 use crate::source::InputStream;
@@ -30,12 +31,26 @@ pub struct Intake {
     dropped: AtomicU64,
     warned: AtomicU64,
     repeated: AtomicU64,
+    /// Records read, per source.
+    by_source: Mutex<BTreeMap<String, u64>>,
+    /// Counts the time of decoding, where anybody wants to know.
+    decoding: Option<Arc<Meter>>,
     letters: Mutex<Vec<DeadLetter>>,
     /// Per source whose watermark follows from its partitions.
     event_times: Mutex<BTreeMap<String, PartitionTimes>>,
 }
 
 impl Intake {
+    /// One whose decoding is timed.
+    pub fn timed(decoding: Arc<Meter>) -> Self {
+        Self { decoding: Some(decoding), ..Self::default() }
+    }
+
+    /// Records read from a source.
+    pub fn read_from(&self, source: &str) -> u64 {
+        self.by_source.lock().get(source).copied().unwrap_or_default()
+    }
+
     /// Records read.
     pub fn read(&self) -> u64 {
         self.read.load(Relaxed)
@@ -204,10 +219,15 @@ impl Gate {
             Input::Records(records) => (records.byte_len(), None),
             Input::Rows(rows, position) => (rows.get_array_memory_size(), Some(position.clone())),
         };
-        let decoded = self.decoder.decode(block)?;
+        let decoded = match intake.and_then(|intake| intake.decoding.as_ref()) {
+            Some(meter) => meter.time(|| self.decoder.decode(block))?,
+            None => self.decoder.decode(block)?,
+        };
         if let Some(intake) = intake {
             let rows = decoded.rows.num_rows() as u64;
-            intake.read.fetch_add(rows + decoded.rejected.len() as u64 + decoded.dropped, Relaxed);
+            let records = rows + decoded.rejected.len() as u64 + decoded.dropped;
+            intake.read.fetch_add(records, Relaxed);
+            *intake.by_source.lock().entry(self.source.clone()).or_default() += records;
             intake.bytes.fetch_add(bytes as u64, Relaxed);
             intake.dropped.fetch_add(decoded.dropped, Relaxed);
         }

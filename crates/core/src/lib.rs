@@ -4,6 +4,8 @@
 //! disk: those come in through [`Env`](env::Env) and the traits [`Source`](source::Source), [`Decoder`](decode::Decoder),
 //! [`QueryPlan`](plan::QueryPlan) and [`Sink`](sink::Sink). Begin with [`query`]: it has the way of a batch, top to bottom.
 
+pub mod alert;
+pub mod breaker;
 pub mod checkpoint;
 pub mod config;
 pub mod control;
@@ -20,6 +22,7 @@ pub mod isolate;
 pub mod job;
 pub mod layout;
 pub mod memory;
+pub mod meter;
 pub mod offset;
 pub mod on_error;
 pub mod pace;

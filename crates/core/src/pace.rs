@@ -62,6 +62,11 @@ impl Pace {
         Some(Self { timed, limit: settings.min_records.max(1), settings })
     }
 
+    /// As at the start: after a time in which nothing was written, what waits is worked off from small batches on.
+    pub fn start_again(&mut self) {
+        self.limit = self.limit.min(self.settings.min_records.max(1));
+    }
+
     /// At most so many records in the next batch.
     pub fn limit(&self) -> u64 {
         self.limit

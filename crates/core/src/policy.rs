@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::breaker::{Breaker, BreakerState};
 use crate::config::HumanDuration;
 use crate::error::{Error, ErrorClass, class};
 use crate::on_error::{OnError, Reaction, usual};
@@ -116,17 +117,18 @@ pub struct Policies<'a> {
     pub breaker: &'a BreakerPolicy,
 }
 
-/// Decides. `attempts` are the failures of this batch in a row, this one included; `random` is uniform in 0..1. An error that the batch
-/// itself could not be rid of (no single row was at fault, nothing could be dead-lettered) stops the query.
-pub fn decide(policies: Policies<'_>, error: &Error, attempts: u32, random: f64) -> Action {
+/// Decides. `attempts` are the failures of this batch in a row, this one included; `breaker` is that of the part that failed, as it was
+/// before; `random` is uniform in 0..1. An error that the batch itself could not be rid of (no single row was at fault, nothing could be
+/// dead-lettered) stops the query.
+pub fn decide(policies: Policies<'_>, error: &Error, attempts: u32, breaker: &Breaker, random: f64) -> Action {
     let retry = match policies.on_error.reaction(error.class()) {
         Reaction::Retry(own) => own.unwrap_or(*policies.retry),
         Reaction::Pause => return Action::Pause,
         Reaction::Isolate | Reaction::DeadLetterBatch | Reaction::Stop => return Action::Stop,
     };
-    let breaker = policies.breaker;
-    if attempts >= breaker.failures.min(retry.max_attempts).max(1) {
-        let wait = breaker.open_for.0.max(error.retry_hint().unwrap_or_default());
+    let probed = breaker.state != BreakerState::Closed;
+    if probed || breaker.failures.saturating_add(1) >= threshold(policies, &retry, error) {
+        let wait = policies.breaker.open_for.0.max(error.retry_hint().unwrap_or_default());
         return Action::OpenBreaker { wait };
     }
     let exponential =
@@ -137,12 +139,21 @@ pub fn decide(policies: Policies<'_>, error: &Error, attempts: u32, random: f64)
     Action::Retry { after: wait.max(error.retry_hint().unwrap_or_default()) }
 }
 
+/// So many failures in a row open the breaker. Credentials that are refused are not tried in quick succession: servers lock accounts for that.
+fn threshold(policies: Policies<'_>, retry: &RetryPolicy, error: &Error) -> u32 {
+    match [class::AUTHENTICATION_FAILED, class::STORAGE_AUTHENTICATION_FAILED].contains(&error.class()) {
+        true => 1,
+        false => policies.breaker.failures.min(retry.max_attempts).max(1),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn decide_by(retry: &RetryPolicy, breaker: &BreakerPolicy, error: &Error, attempts: u32, random: f64) -> Action {
-        decide(Policies { on_error: &OnError::default(), retry, breaker }, error, attempts, random)
+        let before = Breaker { failures: attempts - 1, ..Breaker::default() };
+        decide(Policies { on_error: &OnError::default(), retry, breaker }, error, attempts, &before, random)
     }
 
     fn act(error: Error, attempts: u32) -> Action {
@@ -158,8 +169,26 @@ mod tests {
         for attempts in [5, 6, 1_000_000] {
             let wait = Duration::from_secs(30);
             assert_eq!(act(Error::new(class::CONNECTION_REFUSED, ""), attempts), Action::OpenBreaker { wait });
-            assert_eq!(act(Error::new(class::AUTHENTICATION_FAILED, ""), attempts), Action::OpenBreaker { wait });
+            assert_eq!(act(Error::new(class::TARGET_MISSING, ""), attempts), Action::OpenBreaker { wait });
         }
+    }
+
+    #[test]
+    fn credentials_that_are_refused_are_not_tried_again_at_once() {
+        let wait = Duration::from_secs(30);
+        assert_eq!(act(Error::new(class::AUTHENTICATION_FAILED, ""), 1), Action::OpenBreaker { wait });
+    }
+
+    #[test]
+    fn a_probe_that_fails_opens_the_breaker_again_whatever_the_number() {
+        let policies = Policies {
+            on_error: &OnError::default(),
+            retry: &RetryPolicy::default(),
+            breaker: &BreakerPolicy::default(),
+        };
+        let before = Breaker { state: BreakerState::HalfOpen, failures: 1, ..Breaker::default() };
+        let action = decide(policies, &Error::new(class::TIMEOUT, ""), 1, &before, 0.5);
+        assert_eq!(action, Action::OpenBreaker { wait: Duration::from_secs(30) });
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use crate::breaker::{Breaker, Part};
 use crate::checkpoint::BatchCounts;
 use crate::error::Error;
+use crate::offset::Offset;
 use crate::plan::OperatorProgress;
 use crate::policy::Action;
 use crate::sink::BatchId;
@@ -18,6 +20,12 @@ pub struct Phases {
     pub log_offsets: Duration,
     /// Reading, decoding, executing and writing to the sink, which overlap.
     pub execute: Duration,
+    /// Of that: waiting for sources, summed over all streams.
+    pub read: Duration,
+    /// Of that: decoding, summed over all cores.
+    pub decode: Duration,
+    /// Of that: the sink's own time, in which it did not wait for rows.
+    pub sink: Duration,
     /// Making state durable.
     pub state: Duration,
     /// Writing dead letters.
@@ -32,22 +40,46 @@ impl Phases {
         self.trigger + self.log_offsets + self.execute + self.state + self.dead_letters + self.commit
     }
 
-    /// With their names.
-    pub fn named(&self) -> [(&'static str, Duration); 6] {
+    /// Writing to the checkpoint.
+    pub fn checkpoint(&self) -> Duration {
+        self.log_offsets + self.state + self.commit
+    }
+
+    /// With their names. Some are parts of others.
+    pub fn named(&self) -> [(&'static str, Duration); 10] {
         [
             ("trigger", self.trigger),
             ("log_offsets", self.log_offsets),
             ("execute", self.execute),
+            ("read", self.read),
+            ("decode", self.decode),
+            ("sink", self.sink),
             ("state", self.state),
             ("dead_letters", self.dead_letters),
             ("commit", self.commit),
+            ("checkpoint", self.checkpoint()),
         ]
     }
+}
+
+/// What a batch read of one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceProgress {
+    /// Its name.
+    pub source: String,
+    /// Where the batch began; `None` for the source's first.
+    pub start: Option<Offset>,
+    /// Where it ended; `None` where there was never anything.
+    pub end: Option<Offset>,
+    /// Records.
+    pub records: u64,
 }
 
 /// A committed batch.
 #[derive(Debug, Clone)]
 pub struct BatchReport {
+    /// The identity of the query, which survives restarts.
+    pub query_id: std::sync::Arc<str>,
     /// Number of the batch.
     pub batch: BatchId,
     /// The batch timestamp, in milliseconds since the epoch.
@@ -78,6 +110,12 @@ pub struct BatchReport {
     pub operators: Vec<OperatorProgress>,
     /// Bytes that the state wrote for this batch.
     pub state_bytes_written: u64,
+    /// Bytes that were written to the checkpoint for this batch, those of the state among them.
+    pub checkpoint_bytes_written: u64,
+    /// What it read, per source.
+    pub sources: Vec<SourceProgress>,
+    /// The greatest event time in it, in microseconds since the epoch.
+    pub max_event_time_micros: Option<i64>,
     /// What still waits, per source.
     pub lag: Vec<(String, Lag)>,
 }
@@ -129,6 +167,12 @@ pub trait Observer: Send + Sync {
     /// A query went into a state.
     fn state(&self, query: &str, state: QueryState);
 
+    /// The breaker of a part of a query is in another state; told of each part at the start.
+    fn breaker(&self, _query: &str, _part: &Part, _breaker: &Breaker) {}
+
+    /// What waits for a query that waits itself.
+    fn lag(&self, _query: &str, _lag: &[(String, Lag)]) {}
+
     /// A query found damage in its checkpoint and mended it, or goes on around it, without loss.
     fn repaired(&self, _query: &str, _what: &str) {}
 }
@@ -147,6 +191,14 @@ impl Observer for Observers {
 
     fn state(&self, query: &str, state: QueryState) {
         self.0.iter().for_each(|o| o.state(query, state.clone()));
+    }
+
+    fn breaker(&self, query: &str, part: &Part, breaker: &Breaker) {
+        self.0.iter().for_each(|o| o.breaker(query, part, breaker));
+    }
+
+    fn lag(&self, query: &str, lag: &[(String, Lag)]) {
+        self.0.iter().for_each(|o| o.lag(query, lag));
     }
 
     fn repaired(&self, query: &str, what: &str) {

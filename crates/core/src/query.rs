@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use futures::future::{self, try_join_all};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use serde_json::{Map, json};
 
+use crate::breaker::Part;
 use crate::checkpoint::{
-    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry, Part, Recovery,
-    oldest_to_keep, recover,
+    BatchCounts, CheckpointLog, CommitDetails, CommitEntry, Damage, Found, Metadata, OffsetEntry,
+    Part as CheckpointPart, Recovery, oldest_to_keep, recover,
 };
 use crate::crash::CrashPoint;
 use crate::dead_letter::{DeadLetter, DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
@@ -21,11 +23,12 @@ use crate::intake::{Gate, Intake, Reading, Take};
 use crate::isolate::{Guilty, PrefixSearch, RowNumber, RowSet, Search, StreamId};
 use crate::job::{JobSpec, QuerySpec, Trigger};
 use crate::memory::MemoryBudget;
+use crate::meter::Meter;
 use crate::offset::{Offset, OffsetRange};
 use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanInput, PlanOutcome};
-use crate::progress::{BatchReport, Phases};
+use crate::progress::{BatchReport, Observer, Phases, QueryState, SourceProgress};
 use crate::replay::{ReplayRequest, Replayed};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
@@ -97,12 +100,32 @@ pub struct Query {
     lag: Vec<(String, Lag)>,
     lag_at: Option<Duration>,
     expired_at: Option<Duration>,
+    blame: Arc<Blame>,
+    observer: Arc<dyn Observer>,
+    query_id: Arc<str>,
+    meters: Meters,
+}
+
+/// Where the time between source and sink goes.
+struct Meters {
+    read: Arc<Meter>,
+    decode: Arc<Meter>,
+    /// The sink waits for rows.
+    rows: Arc<Meter>,
+    /// The sink's own time in the last attempt.
+    sink: Duration,
 }
 
 struct OpenSource {
     name: String,
     source: Box<dyn Source>,
     gate: Arc<Gate>,
+}
+
+impl OpenSource {
+    fn failed(&self, error: Error) -> Error {
+        error.at(format!("source {}", self.name)).of(Part::source(&self.name))
+    }
 }
 
 /// A batch that was begun.
@@ -163,7 +186,7 @@ impl Query {
         let env = job.env.clone();
         let mut found = log.find().await?;
         recover(&found)?;
-        let query_id = identity(job, spec, &log).await?;
+        let query_id: Arc<str> = identity(job, spec, &log).await?.into();
 
         let gates = spec.gates()?;
         let sources = open_sources(job, spec, &log, &gates)?;
@@ -174,7 +197,7 @@ impl Query {
                 env: env.clone(),
                 job: job.name.clone(),
                 query: spec.name.clone(),
-                query_id,
+                query_id: query_id.to_string(),
                 schema: spec.plan.schema(),
                 output_mode: spec.output_mode,
             })
@@ -234,7 +257,7 @@ impl Query {
             match (opened.await, &base) {
                 (Ok((state, restored)), _) => break (recovery, base, state, restored),
                 (Err(error), Some((batch, ..))) if error.kind() == ErrorKind::Corrupt => {
-                    found.damage.push(Damage { part: Part::State, batch: *batch, why: error.to_string() });
+                    found.damage.push(Damage { part: CheckpointPart::State, batch: *batch, why: error.to_string() });
                 }
                 (Err(error), _) => return Err(error.at("state")),
             }
@@ -284,7 +307,7 @@ impl Query {
         if job.trigger == Trigger::AvailableNow {
             let limit = ReadLimit { max_records: pace.as_ref().map(Pace::limit), until: None };
             let newest = sources.iter().zip(&ends).map(|(open, start)| async {
-                open.source.newest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))
+                open.source.newest(start.as_ref(), &limit).await.map_err(|error| open.failed(error))
             });
             targets = Some(try_join_all(newest).await?);
         }
@@ -318,6 +341,15 @@ impl Query {
             lag: Vec::new(),
             lag_at: None,
             expired_at: None,
+            blame: Arc::default(),
+            observer: job.observer.clone(),
+            query_id,
+            meters: Meters {
+                read: Meter::new(job.env.clock.clone()),
+                decode: Meter::new(job.env.clock.clone()),
+                rows: Meter::new(job.env.clock.clone()),
+                sink: Duration::ZERO,
+            },
             spec: spec.clone(),
         })
     }
@@ -391,6 +423,7 @@ impl Query {
                     },
                 };
                 let trigger = watch.lap();
+                self.observer.state(&self.spec.name, QueryState::Running);
                 match self.execute(&planned, trigger, watch).await {
                     Ok(executed) => executed,
                     Err(error) => {
@@ -440,6 +473,9 @@ impl Query {
         self.refresh_tables(batch.id).await?;
         let Processed { intake, outcome, written, late } = self.process(batch).await?;
         phases.execute = watch.lap();
+        phases.read = self.meters.read.total();
+        phases.decode = self.meters.decode.total();
+        phases.sink = self.meters.sink;
 
         let state = match self.spec.plan.state() {
             [] => None,
@@ -488,6 +524,7 @@ impl Query {
             replayed,
         };
         let report = BatchReport {
+            query_id: self.query_id.clone(),
             batch: batch.id,
             timestamp_ms: batch.entry.timestamp_ms,
             finished_at_micros: 0,
@@ -503,6 +540,14 @@ impl Query {
             next_watermark_ms: tracks.then_some(next_watermark_ms),
             operators: outcome.operators,
             state_bytes_written,
+            checkpoint_bytes_written: 0,
+            sources: self
+                .sources
+                .iter()
+                .enumerate()
+                .map(|(index, open)| source_progress(batch, index, open, &intake))
+                .collect(),
+            max_event_time_micros: outcome.max_event_times.iter().flatten().max().copied(),
             lag: Vec::new(),
         };
         let commit = CommitEntry { next_watermark_ms, perennial: Some(details) };
@@ -617,19 +662,27 @@ impl Query {
         let (intake, execution) = self.begin(batch, take).await?;
         let sink_batch = self.sink_batch(batch, again);
         self.env.crash.pass(CrashPoint::BeforeSink).await;
+        let began = self.env.clock.monotonic();
         let written = self.sink.write(&sink_batch, execution.rows).await;
+        let took = self.env.clock.monotonic().saturating_sub(began);
+        self.meters.sink = took.saturating_sub(self.meters.rows.total());
         self.attempted = intake.read();
-        let written = written?;
+        let written = written.map_err(|error| self.blame.on(error))?;
         self.env.crash.pass(CrashPoint::AfterSink).await;
         Ok(Processed { intake, outcome: (execution.outcome)()?, written, late: Vec::new() })
     }
 
     /// The rows of a batch, running.
     async fn begin(&self, batch: &Planned, take: &Take) -> Result<(Arc<Intake>, Execution)> {
-        let intake = Arc::new(Intake::default());
+        self.blame.forget();
+        for meter in [&self.meters.read, &self.meters.decode, &self.meters.rows] {
+            meter.reset();
+        }
+        let intake = Arc::new(Intake::timed(self.meters.decode.clone()));
         let inputs = self.read(batch, &intake, take).await?;
         let execution = self.spec.plan.execute(self.info(batch), inputs, self.state.partitions()).await?;
-        Ok((intake, execution))
+        let rows = self.meters.rows.waits(self.blame.watch(execution.rows, Culprit::Plan));
+        Ok((intake, Execution { rows, ..execution }))
     }
 
     fn info(&self, batch: &Planned) -> BatchInfo {
@@ -690,6 +743,7 @@ impl Query {
             true => execution.rows.try_for_each(|_| future::ready(Ok(()))).await,
             false => self.sink.probe(&self.sink_batch(batch, true), execution.rows).await,
         };
+        let tried = tried.map_err(|error| self.blame.on(error));
         self.state.abort();
         match tried {
             Err(error) if error.class() != class => Err(error),
@@ -721,6 +775,7 @@ impl Query {
         }
         report.phases.commit = watch.lap();
         report.finished_at_micros = self.env.clock.now_micros();
+        report.checkpoint_bytes_written = report.state_bytes_written + self.log.take_written();
 
         // The batch is done. What follows is for others and for later, and does no harm to it when it fails.
         self.env.crash.pass(CrashPoint::BeforeAcknowledge).await;
@@ -762,7 +817,7 @@ impl Query {
                     Some(None) => None,
                     until => {
                         let limit = ReadLimit { max_records, until: until.flatten() };
-                        open.source.latest(start.as_ref(), &limit).await.at(|| format!("source {}", open.name))?
+                        open.source.latest(start.as_ref(), &limit).await.map_err(|error| open.failed(error))?
                     }
                 };
                 Ok::<_, Error>(end.or_else(|| start.clone()))
@@ -821,7 +876,11 @@ impl Query {
     /// Reads those static tables again whose rows are no longer good.
     async fn refresh_tables(&mut self, batch: BatchId) -> Result<()> {
         let now = self.env.clock.monotonic();
-        try_join_all(self.tables.iter_mut().map(|table| table.refresh(batch, now))).await?;
+        let refresh = self.tables.iter_mut().map(|table| async {
+            let part = Part::source(table.name());
+            table.refresh(batch, now).await.map_err(|error| error.of(part))
+        });
+        try_join_all(refresh).await?;
         Ok(())
     }
 
@@ -867,7 +926,11 @@ impl Query {
             let range = OffsetRange { start: batch.starts.get(source).cloned().flatten(), end };
             if !range.is_empty() {
                 let read = open.source.read(&range, self.spec.plan.parallelism()).await;
-                streams = read.at(|| format!("source {}", open.name))?;
+                let part = Part::source(&open.name);
+                streams = read.map_err(|error| open.failed(error))?;
+                // What goes wrong later comes out at the other end, through the plan and the sink.
+                let watch = |blocks| self.blame.watch(blocks, Culprit::Part(part.clone()));
+                streams = streams.into_iter().map(|blocks| self.meters.read.waits(watch(blocks))).collect();
             }
         }
         if let Some(replay) = &batch.replay {
@@ -932,6 +995,18 @@ impl Query {
         })
     }
 
+    /// What waits now, asked for while the query itself waits.
+    pub async fn ask_for_lag(&mut self) -> Vec<(String, Lag)> {
+        self.lag().await
+    }
+
+    /// After a time in which nothing was written the next batch is small, and those after it grow, where anything sets their size.
+    pub fn start_small(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            pace.start_again();
+        }
+    }
+
     /// What waits, per source; asked for now and then. A source that does not answer has no lag to show.
     async fn lag(&mut self) -> Vec<(String, Lag)> {
         let now = self.env.clock.monotonic();
@@ -963,6 +1038,54 @@ fn newest_by_source(inputs: &[PlanInput], seen: &[Option<i64>]) -> Vec<Option<i6
 fn missed(watermark_ms: i64) -> Error {
     let watermark = timestamp_text(watermark_ms.saturating_mul(1_000));
     Error::new(class::LATE_RECORD, format!("the record is late: the watermark was at {watermark} when it came"))
+}
+
+/// What the batch read of a source.
+fn source_progress(batch: &Planned, index: usize, open: &OpenSource, intake: &Intake) -> SourceProgress {
+    SourceProgress {
+        source: open.name.clone(),
+        start: batch.starts.get(index).cloned().flatten(),
+        end: batch.entry.offsets.get(index).cloned().flatten(),
+        records: intake.read_from(&open.name),
+    }
+}
+
+/// Who is to blame for an error of a batch. All errors come out at the sink, which pulls the rows: what went by on the way says whose they are.
+#[derive(Debug, Default)]
+struct Blame(Mutex<Option<Culprit>>);
+
+#[derive(Debug, Clone)]
+enum Culprit {
+    Part(Part),
+    Plan,
+}
+
+impl Blame {
+    fn forget(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// The stream, whose first error is noted: the one that was first is the cause of the others.
+    fn watch<T: Send + 'static>(
+        self: &Arc<Self>,
+        stream: futures::stream::BoxStream<'static, Result<T>>,
+        culprit: Culprit,
+    ) -> futures::stream::BoxStream<'static, Result<T>> {
+        let blame = self.clone();
+        let note = move |_: &Error| {
+            blame.0.lock().get_or_insert_with(|| culprit.clone());
+        };
+        stream.inspect_err(note).boxed()
+    }
+
+    /// The error of a sink, as that of the part that it came from.
+    fn on(&self, error: Error) -> Error {
+        match self.0.lock().take() {
+            Some(Culprit::Part(part)) => error.of(part),
+            Some(Culprit::Plan) => error,
+            None => error.of(Part::Sink),
+        }
+    }
 }
 
 /// Notes what became of dead letters that were run again. What fails is noted at the next start.

@@ -12,9 +12,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::breaker::{Breaker, BreakerState, Part};
 use crate::checkpoint::BatchCounts;
+use crate::dead_letter::timestamp_text;
 use crate::env::Clock;
 use crate::error::{Error, ErrorClass};
+use crate::memory::MemoryBudget;
 use crate::plan::OperatorProgress;
 use crate::policy::Action;
 use crate::progress::{BatchReport, Observer, QueryState};
@@ -80,6 +83,55 @@ impl Histogram {
     }
 }
 
+/// Whether the lag of a source grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LagTrend {
+    last: Option<u64>,
+    /// How often in a row it was more than before.
+    pub rises: u32,
+    /// Since when, in microseconds since the epoch.
+    pub since_micros: i64,
+    /// The last top: how many records waited, and when, in microseconds since the epoch.
+    top: (u64, i64),
+    last_micros: i64,
+}
+
+impl LagTrend {
+    /// After so many rises in a row ...
+    const RISES: u32 = 6;
+    /// ... over so long, it is not chance.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn see(&mut self, records: u64, at_micros: i64) {
+        self.last_micros = at_micros;
+        if self.last.is_none_or(|last| records > last) {
+            self.top = (records, at_micros);
+        }
+        match self.last.replace(records) {
+            Some(last) if records > last => {
+                self.rises += 1;
+            }
+            Some(last) if records == last => return,
+            _ => self.rises = 0,
+        }
+        if self.rises <= 1 {
+            self.since_micros = at_micros;
+        }
+    }
+
+    /// In how many seconds nothing waits any more, at the pace since the last top.
+    fn seconds_to_zero(&self, waiting: u64) -> Option<f64> {
+        let (records, at) = self.top;
+        let (done, seconds) = (records.checked_sub(waiting)?, (self.last_micros - at) as f64 / 1e6);
+        (done > 0 && seconds > 0.0).then(|| waiting as f64 * seconds / done as f64)
+    }
+
+    /// Whether the query falls behind.
+    pub fn grows(&self, now_micros: i64) -> bool {
+        self.rises >= Self::RISES && now_micros.saturating_sub(self.since_micros) >= Self::LONG.as_micros() as i64
+    }
+}
+
 /// The last error of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastError {
@@ -113,6 +165,8 @@ pub struct QueryStatus {
     pub state: QueryState,
     /// Since when, in microseconds since the epoch.
     pub since_micros: i64,
+    /// Since when it has had something to do, in microseconds since the epoch.
+    pub busy_since_micros: i64,
     /// Whether it has ever got through its start.
     pub started: bool,
     /// The last batch that this process committed.
@@ -139,10 +193,20 @@ pub struct QueryStatus {
     pub watermark_ms: Option<i64>,
     /// What waits, by source.
     pub lag: BTreeMap<String, Lag>,
+    /// Whether that grows, by source.
+    pub lag_trend: BTreeMap<String, LagTrend>,
+    /// The breakers of its parts.
+    pub breakers: BTreeMap<Part, Breaker>,
     /// Stateful operators after the last batch.
     pub operators: Vec<OperatorProgress>,
     /// Bytes that the state wrote.
     pub state_bytes_written: u64,
+    /// Bytes that were written to the checkpoint, those of the state among them.
+    pub checkpoint_bytes_written: u64,
+    /// Attempts that failed since the last commit.
+    pub failures_in_a_row: u32,
+    /// Bytes that the last batch wrote to the checkpoint.
+    pub last_checkpoint_bytes: u64,
     /// Errors since the start, by class.
     pub errors: BTreeMap<&'static str, u64>,
     /// Times that a batch was tried again.
@@ -160,6 +224,7 @@ impl QueryStatus {
         Self {
             state: QueryState::Starting,
             since_micros: at_micros,
+            busy_since_micros: at_micros,
             started: false,
             last_batch: None,
             batches: 0,
@@ -173,8 +238,13 @@ impl QueryStatus {
             phase_seconds: Vec::new(),
             watermark_ms: None,
             lag: BTreeMap::new(),
+            lag_trend: BTreeMap::new(),
+            breakers: BTreeMap::new(),
             operators: Vec::new(),
             state_bytes_written: 0,
+            checkpoint_bytes_written: 0,
+            failures_in_a_row: 0,
+            last_checkpoint_bytes: 0,
             errors: BTreeMap::new(),
             retries: 0,
             last_error: None,
@@ -191,9 +261,42 @@ impl QueryStatus {
         }
     }
 
+    /// In how many seconds all that waits is worked off, at the mean pace since it began to shrink; `None` where that is not known, or never.
+    pub fn seconds_to_caught_up(&self) -> Option<f64> {
+        let estimate = |(source, lag): (&String, &Lag)| match lag.records? {
+            0 => Some(0.0),
+            waiting => self.lag_trend.get(source)?.seconds_to_zero(waiting),
+        };
+        let each: Option<Vec<f64>> = self.lag.iter().filter(|(_, lag)| lag.records.is_some()).map(estimate).collect();
+        each?.into_iter().reduce(f64::max)
+    }
+
+    /// The breaker that matters most: an open one, then one that probes.
+    pub fn breaker(&self) -> Option<(&Part, &Breaker)> {
+        let rank = |breaker: &Breaker| match breaker.state {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open { .. } => 2,
+        };
+        self.breakers.iter().rev().max_by_key(|(_, breaker)| rank(breaker))
+    }
+
+    fn saw_lag(&mut self, lag: &[(String, Lag)], at_micros: i64) {
+        for (source, lag) in lag {
+            if let Some(records) = lag.records {
+                self.lag_trend.entry(source.clone()).or_default().see(records, at_micros);
+            }
+            self.lag.insert(source.clone(), lag.clone());
+        }
+    }
+
     fn enter(&mut self, state: QueryState, now_micros: i64) {
         if state_name(&self.state) != state_name(&state) {
             self.since_micros = now_micros;
+        }
+        let rests = |state: &QueryState| matches!(state, QueryState::Idle | QueryState::Paused);
+        if rests(&self.state) && !rests(&state) {
+            self.busy_since_micros = now_micros;
         }
         self.started |= !matches!(
             state,
@@ -224,9 +327,12 @@ impl QueryStatus {
             histogram.observe(time);
         }
         self.watermark_ms = report.next_watermark_ms;
-        self.lag.extend(report.lag.iter().cloned());
+        self.saw_lag(&report.lag, report.finished_at_micros);
         self.operators.clone_from(&report.operators);
         self.state_bytes_written += report.state_bytes_written;
+        self.checkpoint_bytes_written += report.checkpoint_bytes_written;
+        self.last_checkpoint_bytes = report.checkpoint_bytes_written;
+        self.failures_in_a_row = 0;
         for (class, records) in &report.dead_letters {
             *self.dead_letters.entry(class).or_insert(0) += records;
         }
@@ -254,6 +360,14 @@ pub struct Status {
     pub now_micros: i64,
     /// Errors count towards health for this long.
     pub error_window: Duration,
+    /// How far triggers are apart; zero for as fast as possible.
+    pub trigger: Duration,
+    /// Bytes that state and batches hold.
+    pub memory_bytes: u64,
+    /// How many they may hold.
+    pub memory_limit: Option<u64>,
+    /// Disks that the job writes to, and the share of each that is free.
+    pub disks: Vec<(String, f64)>,
     /// When the most recent errors happened, in microseconds since the epoch, oldest first.
     pub recent_errors_micros: VecDeque<i64>,
     /// Queries by name.
@@ -266,11 +380,54 @@ pub const UNHEALTHY_ERRORS: usize = 5;
 /// A batch is missed after this time when there is something to do.
 pub const STALE_AFTER: Duration = Duration::from_secs(300);
 
+/// A query that has something to do misses no more triggers than this.
+pub const MISSED_TRIGGERS: u32 = 10;
+
 /// Errors beyond this number within the window are not told apart by anything that reads the board.
 const KEPT_ERRORS: usize = 1000;
 
+/// What keeps a query from its work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Obstacle {
+    /// The query.
+    pub query: String,
+    /// What it is, in a word.
+    pub kind: ObstacleKind,
+    /// What it is, for people.
+    pub what: String,
+    /// Since when, in microseconds since the epoch.
+    pub since_micros: i64,
+}
+
+/// Kinds of [`Obstacle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ObstacleKind {
+    /// The query has not got through its start.
+    Initializing,
+    /// A batch failed and is tried again.
+    BackingOff,
+    /// A circuit breaker is open, or its probe is under way.
+    BreakerOpen,
+    /// More comes in than goes out.
+    LagGrowing,
+    /// No commit for [`MISSED_TRIGGERS`] triggers.
+    NoCommit,
+    /// It waits for a person.
+    Paused,
+    /// It ended with an error.
+    Failed,
+}
+
+impl ObstacleKind {
+    /// Whether a job that has it is not ready. The others are told where it is not ready for another reason.
+    fn blocks(self) -> bool {
+        matches!(self, Self::BreakerOpen | Self::LagGrowing | Self::NoCommit)
+    }
+}
+
 /// How the job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// A query has not got through its start yet.
@@ -329,15 +486,81 @@ impl Status {
         }
     }
 
+    /// What keeps the queries from their work.
+    pub fn obstacles(&self) -> Vec<Obstacle> {
+        self.queries.iter().flat_map(|(name, query)| self.obstacles_of(name, query)).collect()
+    }
+
+    fn obstacles_of(&self, name: &str, query: &QueryStatus) -> Vec<Obstacle> {
+        let mut found = Vec::new();
+        let mut add = |kind, what: String, since_micros| {
+            found.push(Obstacle { query: name.to_owned(), kind, what, since_micros });
+        };
+        let error = query.last_error.as_ref().map(|error| format!("{}: {}", error.class.code, error.message));
+        let error = || error.clone().unwrap_or_default();
+        match query.state {
+            QueryState::Starting => add(ObstacleKind::Initializing, "it starts".into(), query.since_micros),
+            QueryState::BackingOff { .. } => add(ObstacleKind::BackingOff, error(), query.since_micros),
+            QueryState::Paused => {
+                add(ObstacleKind::Paused, "paused; it goes on when it is resumed".into(), query.since_micros)
+            }
+            QueryState::Failed => add(ObstacleKind::Failed, error(), query.since_micros),
+            _ => {}
+        }
+        for (part, breaker) in query.breakers.iter().filter(|(_, breaker)| breaker.state != BreakerState::Closed) {
+            let what = match breaker.next_probe_micros() {
+                Some(at) => format!(
+                    "the circuit breaker of {part} is open, the next probe is due at {}: {}",
+                    timestamp_text(at),
+                    error()
+                ),
+                None => format!("the circuit breaker of {part} is half open, its probe is under way"),
+            };
+            add(ObstacleKind::BreakerOpen, what, breaker.since_micros);
+        }
+        for (source, trend) in query.lag_trend.iter().filter(|(_, trend)| trend.grows(self.now_micros)) {
+            let waiting = query.lag.get(source).and_then(|lag| lag.records).unwrap_or_default();
+            let what = format!("the lag of {source} grows: {waiting} records wait");
+            add(ObstacleKind::LagGrowing, what, trend.since_micros);
+        }
+        let allowed =
+            (self.trigger * MISSED_TRIGGERS).max(if self.trigger.is_zero() { STALE_AFTER } else { Duration::ZERO });
+        if let Some(since) =
+            self.waiting_since(query).filter(|since| self.seconds_since(*since) > allowed.as_secs_f64())
+        {
+            let what = match self.trigger.is_zero() {
+                true => format!("no commit for more than {} seconds", allowed.as_secs()),
+                false => format!("no commit for more than {MISSED_TRIGGERS} triggers"),
+            };
+            add(ObstacleKind::NoCommit, what, since);
+        }
+        found
+    }
+
+    /// Whether the job can do its work.
+    pub fn is_ready(&self) -> bool {
+        self.health().is_ready() && !self.obstacles().iter().any(|obstacle| obstacle.kind.blocks())
+    }
+
+    /// Since when a query that has something to do committed nothing, in microseconds since the epoch. A query that waited for input for long
+    /// has just begun when it begins.
+    pub fn waiting_since(&self, query: &QueryStatus) -> Option<i64> {
+        let busy =
+            !matches!(query.state, QueryState::Idle | QueryState::Paused | QueryState::Stopped | QueryState::Failed);
+        let last = query.last_batch.as_ref().map_or(self.start_micros, |batch| batch.finished_at_micros);
+        busy.then_some(last.max(query.busy_since_micros))
+    }
+
+    /// Seconds in which a query that has something to do committed nothing; 0 where it has nothing to do.
+    pub fn seconds_without_commit(&self, query: &QueryStatus) -> f64 {
+        self.waiting_since(query).map_or(0.0, |since| self.seconds_since(since))
+    }
+
     /// Whether a batch is overdue: nothing was committed for [`STALE_AFTER`] although a query has something to do. A job without new
     /// input is idle, not stale.
     pub fn is_stale(&self) -> bool {
-        self.queries.values().any(|query| {
-            let busy = !matches!(query.state, QueryState::Idle | QueryState::Stopped | QueryState::Failed);
-            let last = query.last_batch.as_ref().map_or(self.start_micros, |b| b.finished_at_micros);
-            // A query that waited for input for long has just begun when it begins.
-            busy && self.seconds_since(last.max(query.since_micros)) > STALE_AFTER.as_secs_f64()
-        })
+        let waits = |query| self.waiting_since(query).map(|since| self.seconds_since(since));
+        self.queries.values().filter_map(waits).any(|seconds| seconds > STALE_AFTER.as_secs_f64())
     }
 
     /// What a person should do, in the words that people's scripts look for.
@@ -401,6 +624,7 @@ impl Status {
 /// Keeps what the queries of a job tell, for everything that tells how they are.
 pub struct StatusBoard {
     clock: Arc<dyn Clock>,
+    memory: Arc<MemoryBudget>,
     status: Mutex<Status>,
 }
 
@@ -420,16 +644,39 @@ impl StatusBoard {
             start_micros: now,
             now_micros: now,
             error_window,
+            trigger: Duration::ZERO,
+            memory_bytes: 0,
+            memory_limit: None,
+            disks: Vec::new(),
             recent_errors_micros: VecDeque::new(),
             queries: queries.into_iter().map(|name| (name.to_owned(), QueryStatus::new(now))).collect(),
         };
-        Self { clock, status: Mutex::new(status) }
+        Self { clock, memory: Arc::default(), status: Mutex::new(status) }
+    }
+
+    /// Batches are due this far apart.
+    #[must_use]
+    pub fn with_trigger(self, interval: Duration) -> Self {
+        self.status.lock().trigger = interval;
+        self
+    }
+
+    /// The queries share this memory.
+    #[must_use]
+    pub fn with_memory(self, memory: Arc<MemoryBudget>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// The disks that the job writes to, and the share of each that is free.
+    pub fn set_disks(&self, disks: Vec<(String, f64)>) {
+        self.status.lock().disks = disks;
     }
 
     /// A copy of everything, as it is now.
     pub fn snapshot(&self) -> Status {
         let now_micros = self.clock.now_micros();
-        Status { now_micros, ..self.status.lock().clone() }
+        let (memory_bytes, memory_limit) = (self.memory.used(), self.memory.limit());
+        Status { now_micros, memory_bytes, memory_limit, ..self.status.lock().clone() }
     }
 
     /// Changes the status, which holds the time of the change.
@@ -470,9 +717,23 @@ impl Observer for StatusBoard {
             }
             status.recent_errors_micros.push_back(at_micros);
             let query = status.query(query);
+            query.failures_in_a_row = query.failures_in_a_row.saturating_add(1);
             *query.errors.entry(error.class().code).or_insert(0) += 1;
             query.retries += u64::from(!matches!(action, Action::Pause | Action::Stop));
             query.last_error = Some(LastError { class: error.class(), message: error.to_string(), at_micros });
+        });
+    }
+
+    fn breaker(&self, query: &str, part: &Part, breaker: &Breaker) {
+        self.update(|status| {
+            status.query(query).breakers.insert(part.clone(), *breaker);
+        });
+    }
+
+    fn lag(&self, query: &str, lag: &[(String, Lag)]) {
+        self.update(|status| {
+            let now = status.now_micros;
+            status.query(query).saw_lag(lag, now);
         });
     }
 
@@ -485,7 +746,7 @@ impl Observer for StatusBoard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
@@ -535,6 +796,7 @@ mod tests {
 
     fn batch(id: BatchId, second: i64, counts: BatchCounts) -> BatchReport {
         BatchReport {
+            query_id: "id".into(),
             batch: id,
             timestamp_ms: 0,
             finished_at_micros: second * SECOND,
@@ -554,8 +816,16 @@ mod tests {
             next_watermark_ms: Some(7),
             operators: vec![],
             state_bytes_written: 10,
+            checkpoint_bytes_written: 15,
+            sources: vec![],
+            max_event_time_micros: None,
             lag: vec![("readings".into(), Lag { records: Some(3), partitions: vec![] })],
         }
+    }
+
+    /// A batch that wrote so many bytes to the checkpoint.
+    pub(crate) fn report(counts: BatchCounts, checkpoint_bytes_written: u64) -> BatchReport {
+        BatchReport { checkpoint_bytes_written, ..batch(0, 0, counts) }
     }
 
     #[test]

@@ -12,7 +12,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use perennial_core::checkpoint::request_replay;
-use perennial_core::dead_letter::{FileDeadLetters, decode_record, set_value};
+use perennial_core::dead_letter::{
+    DeadLetters, Entry, FileDeadLetters, Mark, Outcome, decode_record, set_value, timestamp_text,
+};
 use perennial_core::error::{Error, Result, ResultExt, class};
 use perennial_core::job::{JobSpec, QuerySpec};
 use perennial_core::offset::{Offset, OffsetRange};
@@ -20,13 +22,204 @@ use perennial_core::on_error::OnError;
 use perennial_core::plan::BatchInfo;
 use perennial_core::progress::Observers;
 use perennial_core::query::{Query, Step};
-use perennial_core::replay::{ReplayRequest, input_of};
+use perennial_core::replay::{ReplayRequest, ReplayedEntry, input_of};
 use perennial_core::sink::{Delivery, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
 use perennial_core::source::{InputStream, ReadLimit, Replay, Source, SourceContext, SourceFactory};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::Job;
 use crate::world;
+
+/// An entry that failed so often is not replayed again without being told so.
+pub const MOST_REPLAYS: u64 = 3;
+
+/// Which entries are meant. All conditions must hold.
+#[derive(Debug, Default, clap::Args, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter {
+    /// Entries by their ids.
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Of this query.
+    #[arg(long)]
+    pub query: Option<String>,
+    /// Of this class of errors.
+    #[arg(long)]
+    pub class: Option<String>,
+    /// Of this batch.
+    #[arg(long)]
+    pub batch: Option<u64>,
+    /// From this time on (UTC): `2026-11-21` or `2026-11-21T09:45`.
+    #[arg(long)]
+    pub since: Option<String>,
+    /// Before this time (UTC).
+    #[arg(long)]
+    pub until: Option<String>,
+    /// With this text in the message or a sample record.
+    #[arg(long)]
+    pub text: Option<String>,
+    /// That stand like this: open, replaying, recovered, failed_again or resolved.
+    #[arg(long)]
+    pub status: Option<String>,
+}
+
+impl Filter {
+    /// Whether it takes all.
+    pub fn is_empty(&self) -> bool {
+        let Self { ids, query, class, batch, since, until, text, status } = self;
+        let words = [query, class, since, until, text, status];
+        ids.is_empty() && batch.is_none() && words.iter().all(|word| word.is_none())
+    }
+
+    fn takes(&self, found: &Found) -> bool {
+        let entry = &found.entry;
+        // Timestamps are text in an order that is that of time.
+        (self.ids.is_empty() || self.ids.contains(&entry.id))
+            && self.query.as_ref().is_none_or(|query| *query == entry.query)
+            && self.class.as_ref().is_none_or(|class| class.eq_ignore_ascii_case(&entry.error.class))
+            && self.batch.is_none_or(|batch| batch == entry.batch_id)
+            && self.since.as_ref().is_none_or(|since| entry.timestamp >= *since)
+            && self.until.as_ref().is_none_or(|until| entry.timestamp < *until)
+            && self.text.as_ref().is_none_or(|text| {
+                entry.error.message.contains(text)
+                    || entry.sample_records.iter().any(|record| record.to_string().contains(text))
+            })
+            && self.status.as_ref().is_none_or(|status| status == found.status())
+    }
+}
+
+/// An entry and how it stands.
+#[derive(Debug)]
+pub struct Found {
+    /// The entry.
+    pub entry: Entry,
+    /// What became of it last.
+    pub mark: Option<Mark>,
+}
+
+impl Found {
+    /// How it stands, in a word.
+    pub fn status(&self) -> &'static str {
+        self.mark.as_ref().map_or("open", |mark| mark.outcome.name())
+    }
+
+    /// Whether something is left to do.
+    pub fn is_open(&self) -> bool {
+        self.mark.as_ref().is_none_or(|mark| mark.outcome == Outcome::FailedAgain)
+    }
+}
+
+/// The entries that a filter takes, oldest first.
+///
+/// # Errors
+/// Where an id is not there, or they cannot be read.
+pub async fn find(job: &Job, letters: &FileDeadLetters, filter: &Filter) -> Result<Vec<Found>> {
+    let mut marks: BTreeMap<String, Mark> = letters.marks().await?;
+    let entries = letters.entries().await?;
+    if let Some(missing) = filter.ids.iter().find(|id| !entries.iter().any(|entry| entry.id == **id)) {
+        return Err(Error::new(
+            class::CONFIG_INVALID,
+            format!("there is no entry {missing} in {}: `perennial dlq list` shows all", job.dead_letters.path),
+        ));
+    }
+    let found = entries.into_iter().map(|entry| Found { mark: marks.remove(&entry.id), entry });
+    Ok(found.filter(|found| filter.takes(found)).collect())
+}
+
+/// The entries that a filter takes and that can be run again, and those that were too often already.
+///
+/// # Errors
+/// As [`find`].
+pub async fn to_replay(
+    job: &Job,
+    letters: &FileDeadLetters,
+    filter: &Filter,
+    force: bool,
+) -> Result<(Vec<Found>, Vec<Found>)> {
+    let replays = letters.replays().await?;
+    let often = |one: &Found| replays.get(&one.entry.id).is_some_and(|count| *count >= MOST_REPLAYS) && !force;
+    let found = find(job, letters, filter).await?.into_iter();
+    Ok(found.filter(|one| one.is_open() || !filter.ids.is_empty()).partition(|one| !often(one)))
+}
+
+/// Reads the records of entries, mended, as a request for each query. `progress` hears how many entries are read.
+///
+/// # Errors
+/// Where records cannot be read or mended.
+pub async fn requests(
+    job: &Job,
+    letters: &FileDeadLetters,
+    found: &[Found],
+    sets: &[Set],
+    progress: impl Fn(u64, u64),
+) -> Result<BTreeMap<String, ReplayRequest>> {
+    let mut by_query: BTreeMap<String, ReplayRequest> = BTreeMap::new();
+    for (number, one) in found.iter().enumerate() {
+        let mut records = Vec::new();
+        for record in letters.records(&one.entry).await? {
+            let Value::Object(record) = record else {
+                return Err(Error::new(class::CHECKPOINT_CORRUPT, "a record of the dead letters is no object"));
+            };
+            records.push(record);
+        }
+        if !sets.is_empty() {
+            records = mend(job, &one.entry.query, sets, records).await?;
+        }
+        let request = by_query.entry(one.entry.query.clone()).or_default();
+        request.entries.push(ReplayedEntry { id: one.entry.id.clone(), records });
+        progress(number as u64 + 1, found.len() as u64);
+    }
+    Ok(by_query)
+}
+
+/// What was handed to the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Handed {
+    /// The query.
+    pub query: String,
+    /// The number of the request.
+    pub request: u64,
+    /// So many entries.
+    pub entries: usize,
+    /// So many records.
+    pub records: usize,
+}
+
+/// Leaves the requests in the checkpoint, where the job finds them.
+///
+/// # Errors
+/// Where that cannot be written.
+pub async fn hand_over(
+    job: &Job,
+    letters: &FileDeadLetters,
+    requests: &BTreeMap<String, ReplayRequest>,
+) -> Result<Vec<Handed>> {
+    let env = job.checkpoint_env()?;
+    let mut handed = Vec::new();
+    for (query, request) in requests {
+        // Marked first: a request that is not there yet can be made again, one that is there must not be.
+        letters.mark(&marks(request.entries.iter().map(|e| &e.id), Outcome::Replaying, None)).await?;
+        let number = request_replay(&env, query, request).await?;
+        let records = request.entries.iter().map(|entry| entry.records.len()).sum();
+        handed.push(Handed { query: query.clone(), request: number, entries: request.entries.len(), records });
+    }
+    Ok(handed)
+}
+
+/// Notes for entries, from now.
+pub fn marks<'a>(entries: impl Iterator<Item = &'a String>, outcome: Outcome, note: Option<&String>) -> Vec<Mark> {
+    let timestamp = timestamp_text(chrono::Utc::now().timestamp_micros());
+    let mark = |entry: &String| Mark {
+        entry: entry.clone(),
+        outcome,
+        timestamp: timestamp.clone(),
+        failed: 0,
+        note: note.cloned(),
+    };
+    entries.map(mark).collect()
+}
 
 /// How records would fare.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

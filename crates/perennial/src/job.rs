@@ -9,7 +9,8 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::logical_expr::ScalarUDF;
 use perennial_connectors::format::Format;
-use perennial_core::config::HumanDuration;
+use perennial_core::alert::RULES;
+use perennial_core::config::{HumanDuration, Secret};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::on_error::OnError;
@@ -21,9 +22,9 @@ use perennial_core::table::{Refresh, TableFactory};
 use perennial_core::watermark::{OnLate, WatermarkAfterRestart, WatermarkPolicy};
 
 use crate::job_file::{
-    self, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings, JobFile,
-    JobFileError, LoadedJobFile, Lookup, MemorySettings, Origin, Problem, ProcessLookup, StateSettings, Trigger,
-    WatermarkSettings, nearest,
+    self, AlertSettings, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings,
+    JobFile, JobFileError, LoadedJobFile, Lookup, MemorySettings, Origin, Problem, ProcessLookup, StateSettings,
+    Trigger, WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -59,6 +60,8 @@ pub struct Job {
     pub http: HttpSettings,
     /// When the job counts as healthy.
     pub health: HealthSettings,
+    /// Who is told when something is wrong.
+    pub alerts: AlertSettings,
     /// Time zone of the session.
     pub time_zone: String,
     /// In how many partitions a query works.
@@ -301,6 +304,7 @@ impl Job {
                 guarantee: None,
                 http: HttpSettings::default(),
                 health: HealthSettings::default(),
+                alerts: AlertSettings::default(),
                 time_zone: "UTC".into(),
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
                 batches_to_retain: job_file::default_batches_to_retain(),
@@ -328,6 +332,12 @@ impl Job {
     pub fn from_text_with(file: &str, text: &str, lookup: &dyn Lookup) -> Result<Self, Box<JobFileError>> {
         let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         job_file::parse(file, &stem, text, lookup, problems_of_file).map(from_loaded)
+    }
+
+    /// What a client has to show to act on the running job, if anybody may.
+    pub(crate) fn http_token(&self) -> Option<Secret> {
+        let environment = || std::env::var("PERENNIAL_HTTP_TOKEN").ok().map(Secret::new);
+        self.http.token.clone().or_else(environment).filter(|token| !token.expose().is_empty())
     }
 
     /// The file that the job came from.
@@ -449,6 +459,11 @@ impl Job {
         found.check(self.batches_to_retain >= 2, "batches_to_retain", || {
             ("a batch cannot be run again without the one before it".into(), "2 or more")
         });
+        for name in self.alerts.rules.keys().filter(|name| RULES.iter().all(|rule| rule.name != **name)) {
+            found.check(false, &format!("alerts.rules.{name}"), || {
+                (format!("there is no rule `{name}`"), "`perennial alerts` lists the rules")
+            });
+        }
         found.check(!self.http.enabled || is_address(&self.http.listen), "http.listen", || {
             let help = "for example `0.0.0.0:5001`, `127.0.0.1:5001` or `[::]:5001`";
             (format!("`{}` is not an address and a port", self.http.listen), help)
@@ -658,6 +673,8 @@ impl JobBuilder {
         http: HttpSettings;
         /// When the job counts as healthy.
         health: HealthSettings;
+        /// Who is told when something is wrong.
+        alerts: AlertSettings;
         /// In how many partitions a query works.
         parallelism: usize;
         /// How many of the last batches keep their logs and state; at least 2.
@@ -694,6 +711,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .on_error(file.on_error.clone())
         .http(file.http.clone())
         .health(file.health.clone())
+        .alerts(file.alerts.clone())
         .state(file.state.clone())
         .memory(file.memory)
         .time_zone(&file.time_zone);

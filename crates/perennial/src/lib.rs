@@ -69,12 +69,15 @@
 
 use std::sync::Arc;
 
+pub mod alerts;
 pub mod catalogue;
 mod crash;
 pub mod dlq;
+pub mod history;
 pub mod http;
 pub mod job;
 pub mod job_file;
+pub mod progress;
 mod progress_log;
 pub mod run;
 mod scratch;

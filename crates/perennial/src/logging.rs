@@ -54,8 +54,13 @@ impl LogArgs {
     /// Sends the logs of this process to standard error. Has no effect the second time.
     pub fn start(&self) {
         JSON.store(self.is_json(), Ordering::Relaxed);
-        // The Delta kernel tells of each step of each commit at INFO.
-        let filter = EnvFilter::new(format!("delta_kernel=warn,{}", self.log_level));
+        // The Delta kernel tells of each step of each commit at INFO. The progress of each batch is for machines; who reads text asks for it
+        // with `--log-level info,perennial::progress=info`.
+        let quiet = match self.log_format {
+            LogFormat::Text => "delta_kernel=warn,perennial::progress=warn",
+            LogFormat::Json => "delta_kernel=warn",
+        };
+        let filter = EnvFilter::new(format!("{quiet},{}", self.log_level));
         let builder = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_timer(Utc)

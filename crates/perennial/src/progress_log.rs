@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
+use perennial_core::breaker::{Breaker, BreakerState, Part};
 use perennial_core::dead_letter::timestamp_text;
 use perennial_core::error::Error;
 use perennial_core::policy::Action;
@@ -17,6 +18,8 @@ type Refused = (String, &'static str);
 pub struct ProgressLog {
     /// The last state of each query, so that a state is told once.
     states: Mutex<BTreeMap<String, QueryState>>,
+    /// The last state of each breaker.
+    breakers: Mutex<BTreeMap<(String, Part), BreakerState>>,
     /// When records were last warned of, in microseconds since the epoch, and how many came since.
     refused: Mutex<BTreeMap<Refused, (i64, u64)>>,
 }
@@ -87,6 +90,33 @@ impl Observer for ProgressLog {
         }
     }
 
+    fn breaker(&self, query: &str, part: &Part, breaker: &Breaker) {
+        let before = self.breakers.lock().insert((query.to_owned(), part.clone()), breaker.state).unwrap_or_default();
+        let Breaker { failures, probes, state, .. } = *breaker;
+        if state == before {
+            return;
+        }
+        let part = part.to_string();
+        match state {
+            BreakerState::Closed => {
+                tracing::info!(query, part, probes, "the circuit breaker is closed again: the query goes on")
+            }
+            BreakerState::HalfOpen => {
+                tracing::info!(query, part, probes, "the circuit breaker is half open: one attempt probes")
+            }
+            BreakerState::Open { until_micros } => {
+                let next_probe = timestamp_text(until_micros);
+                tracing::warn!(
+                    query,
+                    part,
+                    failures,
+                    next_probe,
+                    "the circuit breaker is open: nothing is read until the next probe"
+                );
+            }
+        }
+    }
+
     fn state(&self, query: &str, state: QueryState) {
         let before = self.states.lock().insert(query.to_owned(), state.clone());
         if before.as_ref() == Some(&state) {
@@ -98,19 +128,13 @@ impl Observer for ProgressLog {
                 let how = if next_batch == 0 { "begins" } else { "resumes from its checkpoint" };
                 tracing::info!(query, next_batch, state_rows, millis, "{how}");
             }
-            QueryState::BreakerOpen { wait } => {
-                tracing::warn!(
-                    query,
-                    seconds = wait.as_secs_f64(),
-                    "the breaker is open: nothing is read until the next probe"
-                );
-            }
             QueryState::Paused => tracing::warn!(query, "paused: nothing is read until it is resumed"),
             QueryState::Stopped => tracing::info!(query, "ended"),
             QueryState::Starting
             | QueryState::Idle
             | QueryState::Running
             | QueryState::BackingOff { .. }
+            | QueryState::BreakerOpen { .. }
             | QueryState::Failed => {}
         }
     }

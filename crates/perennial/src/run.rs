@@ -2,22 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use perennial_core::ddl;
-use perennial_core::dead_letter::DeadLetters;
 use perennial_core::error::{Error, Result};
 use perennial_core::guarantee::Computed;
-use perennial_core::job::QuerySpec;
+use perennial_core::job::{JobSpec, QuerySpec};
 use perennial_core::progress::Observers;
 use perennial_core::sink::OutputMode;
 use perennial_core::status::{Status, StatusBoard};
 use perennial_core::supervisor::{self, QueryEnd};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{self, Heartbeat, HttpContext, Listener, Server};
+use crate::alerts::Watchman;
+use crate::history::Recorder;
+use crate::http::{self, Heartbeat, HttpContext, Listener, Server, Tls};
 use crate::job::Job;
-use crate::job_file::Problem;
+use crate::job_file::{Problem, Trigger};
+use crate::progress::ProgressBook;
 use crate::progress_log::ProgressLog;
 use crate::wire::{Fault, Looked, Planned, Ready};
 
@@ -64,7 +68,7 @@ impl fmt::Display for RunSummary {
 
 /// The HTTP side of a running job: the port is bound before the job starts and free when it has ended.
 pub struct Watch {
-    listener: Option<Listener>,
+    listener: Option<(Listener, Option<Tls>)>,
 }
 
 impl Watch {
@@ -74,17 +78,37 @@ impl Watch {
             Some(file) => format!("`http.listen` in {file}"),
             None => "the job's `http` settings".to_owned(),
         };
-        let listener = job.http.enabled.then(|| http::bind(&job.http.listen, &setting)).transpose()?;
-        Ok(Self { listener })
+        if !job.http.enabled {
+            return Ok(Self { listener: None });
+        }
+        let tls = job.http.tls.as_ref().map(|tls| Tls::read(Path::new(&tls.certificate), Path::new(&tls.key)));
+        Ok(Self { listener: Some((http::bind(&job.http.listen, &setting)?, tls.transpose()?)) })
     }
 
-    /// Answers from now on, about what `board` hears. Must be called on the runtime that the job runs on: its heart is what
-    /// `/health/live` listens to.
-    pub fn serve(self, board: Arc<StatusBoard>, dead_letters: Arc<dyn DeadLetters>) -> Result<Option<Watching>> {
-        let Some(listener) = self.listener else { return Ok(None) };
+    /// Answers from now on, about what `board` hears, and takes what the job is told. Must be called on the runtime that the job runs on: its
+    /// heart is what `/health/live` listens to.
+    fn serve(
+        self,
+        job: &Job,
+        spec: &JobSpec,
+        board: Arc<StatusBoard>,
+        progress: Arc<ProgressBook>,
+        stop: CancellationToken,
+    ) -> Result<Option<Watching>> {
+        let Some((listener, tls)) = self.listener else { return Ok(None) };
         let heartbeat = Heartbeat::new();
         let beating = tokio::spawn(heartbeat.clone().keep_beating());
-        let server = listener.serve(http::router(HttpContext { board, heartbeat, dead_letters }))?;
+        let context = HttpContext {
+            board,
+            progress,
+            heartbeat,
+            dead_letters: spec.dead_letters.clone(),
+            controls: spec.controls.clone(),
+            stop,
+            job: Arc::new(job.clone()),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let server = listener.serve(http::router(context), tls)?;
         tracing::info!(health = %format!("{}/health", server.url()), metrics = %format!("{}/metrics", server.url()), "http");
         Ok(Some(Watching { server, beating }))
     }
@@ -152,17 +176,35 @@ impl Job {
     pub async fn run(&self, stop: CancellationToken) -> Result<RunSummary> {
         let watch = Watch::bind(self)?;
         let planned = Planned::new(self).await.map_err(|fault| self.wrong(fault))?;
-        let mut board = None;
+        let (mut board, mut book) = (None, None);
+        let memory = planned.memory.clone();
         let ready = Ready::new(self, planned, |env| {
             let names = self.queries.keys().map(String::as_str);
             let window = self.health.error_window.0;
-            let new = Arc::new(StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window));
-            board = Some(new.clone());
-            Arc::new(Observers(vec![new, Arc::new(ProgressLog::default())]))
+            let interval = match self.trigger {
+                Trigger::Every(interval) => interval.0,
+                Trigger::AsFastAsPossible | Trigger::AvailableNow => Duration::ZERO,
+            };
+            let new = StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window);
+            let new = Arc::new(new.with_trigger(interval).with_memory(memory));
+            let progress = Arc::new(ProgressBook::new(self, env));
+            (board, book) = (Some(new.clone()), Some(progress.clone()));
+            Arc::new(Observers(vec![new, progress, Arc::new(ProgressLog::default())]))
         })?;
-        let board = board.ok_or_else(|| Error::bug("the job has no status board"))?;
-        let _watching = watch.serve(board.clone(), ready.spec.dead_letters.clone())?;
-        let ends = supervisor::run(ready.spec.clone(), stop).await;
+        let (Some(board), Some(book)) = (board, book) else { return Err(Error::bug("the job has no status board")) };
+        let _watching = watch.serve(self, &ready.spec, board.clone(), book, stop.clone())?;
+        let mut recorder = Recorder::new(self, &ready.spec.env, board.clone());
+        let mut watchman = Watchman::new(self, board.clone(), ready.spec.env.clock.clone())?;
+        let ends = tokio::select! {
+            ends = supervisor::run(ready.spec.clone(), stop.clone()) => ends,
+            () = recorder.keep_writing() => Vec::new(),
+            () = watchman.watch() => Vec::new(),
+        };
+        if ends.iter().any(|end| end.result.is_err()) {
+            // The last thing that this process can tell is that it gave up.
+            watchman.look().await;
+        }
+        recorder.end(stop.is_cancelled(), &ends).await;
         Ok(RunSummary { status: board.snapshot(), ends })
     }
 

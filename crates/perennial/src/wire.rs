@@ -48,7 +48,7 @@ fn fault(path: impl Into<String>) -> impl FnOnce(Error) -> Fault {
 pub(crate) struct Planned {
     pub queries: Vec<QuerySpec>,
     /// What the queries share.
-    memory: Arc<MemoryBudget>,
+    pub memory: Arc<MemoryBudget>,
 }
 
 impl Planned {

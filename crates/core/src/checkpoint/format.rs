@@ -77,7 +77,7 @@ pub struct OffsetEntry {
 }
 
 /// How the records of a batch were accounted for. They add up: see [`BatchCounts::missing`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct BatchCounts {
     /// Records read from all sources.

@@ -1,5 +1,8 @@
 //! Reading and writing the logs of one query, under an epoch.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -24,12 +27,14 @@ pub struct CheckpointLog {
     env: Env,
     root: Path,
     epoch: u64,
+    /// Bytes that were written since somebody asked.
+    written: Arc<AtomicU64>,
 }
 
 impl CheckpointLog {
     /// The logs of `query` below the root of the storage. Takes the next epoch.
     pub async fn open(env: Env, query: &str) -> Result<Self> {
-        let mut log = Self { env, root: Path::from(query), epoch: 0 };
+        let mut log = Self { env, root: Path::from(query), epoch: 0, written: Arc::default() };
         let last = log.numbers("_perennial/epochs").await?.last().copied().unwrap_or(0);
         // Epochs only have to be ordered, but that they must be, even where somebody removed the files.
         log.epoch = last.max(log.logged_epoch().await?) + 1;
@@ -47,6 +52,11 @@ impl CheckpointLog {
     /// The epoch of this process.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Bytes that were written to the logs since this was asked last.
+    pub fn take_written(&self) -> u64 {
+        self.written.swap(0, Ordering::Relaxed)
     }
 
     /// Where the state lies.
@@ -361,6 +371,7 @@ impl CheckpointLog {
     /// Creates a file that must not exist yet. One with the same content is this process's own, from an attempt whose answer got lost.
     async fn create(&self, path: &Path, content: Bytes) -> Result<()> {
         let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+        self.written.fetch_add(content.len() as u64, Ordering::Relaxed);
         match self.env.storage.put_opts(path, content.clone().into(), options).await {
             Ok(_) => Ok(()),
             Err(object_store::Error::AlreadyExists { .. }) => {
@@ -390,7 +401,7 @@ impl CheckpointLog {
 /// Leaves a request to replay dead letters in the checkpoint of a query, which may run; gives its number. Nothing else of the checkpoint is
 /// touched.
 pub async fn request_replay(env: &Env, query: &str, request: &ReplayRequest) -> Result<u64> {
-    let log = CheckpointLog { env: env.clone(), root: Path::from(query), epoch: 0 };
+    let log = CheckpointLog { env: env.clone(), root: Path::from(query), epoch: 0, written: Arc::default() };
     let content = Bytes::from(request.encode()?);
     let mut number = log.numbers("_perennial/replays").await?.last().map_or(0, |last| last + 1);
     loop {

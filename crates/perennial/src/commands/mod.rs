@@ -38,6 +38,9 @@ commands! {
     checkpoint::Checkpoint;
     dlq::Dlq;
     errors::Errors;
+    alerts::Alerts;
+    #[command(name = "history")]
+    history::Runs;
     #[command(hide = true)]
     reference::Reference;
 }

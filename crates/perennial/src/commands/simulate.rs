@@ -264,7 +264,7 @@ impl Simulate {
         }
         let listener = http::bind(&self.metrics, "`--metrics ADDRESS` (`--metrics off` for none)")?;
         let answer = async move || ([(header::CONTENT_TYPE, Exposition::CONTENT_TYPE)], metrics(&progress));
-        let server = listener.serve(axum::Router::new().route("/metrics", get(answer)))?;
+        let server = listener.serve(axum::Router::new().route("/metrics", get(answer)), None)?;
         tracing::info!(metrics = %format!("{}/metrics", server.url()), "http");
         Ok(Some(server))
     }

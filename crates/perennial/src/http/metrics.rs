@@ -7,6 +7,7 @@ use std::fmt::{Display, Write};
 
 use axum::extract::State;
 use axum::http::{HeaderName, header};
+use perennial_core::breaker::{Breaker, BreakerState};
 use perennial_core::status::{Histogram, QueryStatus, STATE_NAMES, Status, state_name};
 
 use super::HttpContext;
@@ -111,6 +112,16 @@ fn job(out: &mut Exposition, status: &Status) {
     for name in ["initializing", "healthy", "degraded", "unhealthy"] {
         out.sample("perennial_health", &[("status", name)], u8::from(health.as_str() == name));
     }
+    let name = "perennial_disk_free_ratio";
+    out.metric(name, "gauge", "The share of a disk that is free.");
+    for (disk, free) in &status.disks {
+        out.sample(name, &[("disk", disk)], free);
+    }
+    let help = "Bytes that state and batches hold.";
+    out.single("perennial_memory_bytes", "gauge", help, status.memory_bytes);
+    if let Some(limit) = status.memory_limit {
+        out.single("perennial_memory_limit_bytes", "gauge", "How many they may hold.", limit);
+    }
     let recent = status.errors_in_window();
     out.single("perennial_errors_in_window", "gauge", "Errors that count towards health.", recent);
 }
@@ -138,6 +149,7 @@ fn queries(out: &mut Exposition, status: &Status) {
             out.sample(name, &[("query", query), ("state", state)], u8::from(state_name(&entry.state) == state));
         }
     }
+    breakers(out, status);
     each(out, status, ("perennial_batches_total", "counter", "Batches committed since the start."), |q| {
         Some(q.batches)
     });
@@ -149,6 +161,10 @@ fn queries(out: &mut Exposition, status: &Status) {
         q.last_batch.as_ref().map(|batch| status.seconds_since(batch.finished_at_micros))
     });
 
+    let help = "Seconds in which a query that has something to do committed nothing; 0 where it has nothing to do.";
+    each(out, status, ("perennial_seconds_without_commit", "gauge", help), |q| Some(status.seconds_without_commit(q)));
+    let help = "Attempts that failed since the last commit.";
+    each(out, status, ("perennial_failures_in_a_row", "gauge", help), |q| Some(q.failures_in_a_row));
     let name = "perennial_batch_seconds";
     out.metric(name, "histogram", "Time of a batch from trigger to commit.");
     for (query, entry) in &status.queries {
@@ -206,6 +222,17 @@ fn queries(out: &mut Exposition, status: &Status) {
             }
         }
     }
+    let name = "perennial_lag_growing";
+    out.metric(
+        name,
+        "gauge",
+        "1 where what waits in the source became more six times in a row, for at least a minute.",
+    );
+    for (query, entry) in &status.queries {
+        for (source, trend) in &entry.lag_trend {
+            out.sample(name, &[("query", query), ("source", source)], u8::from(trend.grows(status.now_micros)));
+        }
+    }
     let name = "perennial_partition_lag_records";
     out.metric(name, "gauge", "Records that wait in a partition; the 200 first ones.");
     for (query, entry) in &status.queries {
@@ -232,6 +259,47 @@ fn queries(out: &mut Exposition, status: &Status) {
     });
     let help = "Bytes that the state wrote to the checkpoint.";
     each(out, status, ("perennial_state_written_bytes_total", "counter", help), |q| Some(q.state_bytes_written));
+    let help = "Bytes written to the checkpoint, those of the state among them.";
+    let written = |q: &QueryStatus| Some(q.checkpoint_bytes_written);
+    each(out, status, ("perennial_checkpoint_written_bytes_total", "counter", help), written);
+    let help = "Bytes that the last batch wrote to the checkpoint.";
+    let last = |q: &QueryStatus| Some(q.last_checkpoint_bytes);
+    each(out, status, ("perennial_last_checkpoint_bytes", "gauge", help), last);
+}
+
+fn breakers(out: &mut Exposition, status: &Status) {
+    let each = |out: &mut Exposition, name: &str, kind: &str, help: &str, value: fn(&Breaker) -> Option<f64>| {
+        out.metric(name, kind, help);
+        for (query, entry) in &status.queries {
+            for (part, breaker) in &entry.breakers {
+                if let Some(value) = value(breaker) {
+                    out.sample(name, &[("query", query), ("part", &part.to_string())], value);
+                }
+            }
+        }
+    };
+    let name = "perennial_breaker_state";
+    out.metric(name, "gauge", "1 for the state that the circuit breaker of a part is in, 0 for the others.");
+    for (query, entry) in &status.queries {
+        for (part, breaker) in &entry.breakers {
+            for state in BreakerState::NAMES {
+                let labels = [("query", query.as_str()), ("part", &part.to_string()), ("state", state)];
+                out.sample(name, &labels, u8::from(breaker.state.name() == state));
+            }
+        }
+    }
+    let help = "When the circuit breaker went into its state, in seconds since the epoch.";
+    each(out, "perennial_breaker_since_seconds", "gauge", help, |b| Some(b.since_micros as f64 / 1e6));
+    let help = "When the next probe is due, in seconds since the epoch; only while the breaker is open.";
+    each(out, "perennial_breaker_next_probe_seconds", "gauge", help, |b| {
+        b.next_probe_micros().map(|at| at as f64 / 1e6)
+    });
+    let help = "Failures in a row that were the fault of the part.";
+    each(out, "perennial_breaker_failures", "gauge", help, |b| Some(f64::from(b.failures)));
+    let help = "Times that the circuit breaker opened.";
+    each(out, "perennial_breaker_opened_total", "counter", help, |b| Some(b.opened as f64));
+    let help = "Attempts that probed whether the part is back.";
+    each(out, "perennial_breaker_probes_total", "counter", help, |b| Some(b.probes as f64));
 }
 
 fn by_class(

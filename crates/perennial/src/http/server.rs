@@ -1,6 +1,7 @@
 //! A small HTTP/1 server with bounds on everything that a client decides.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,14 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use perennial_core::error::{Error, Result, class};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,7 +68,8 @@ impl Listener {
     }
 
     /// Answers requests on a thread of its own until the [`Server`] is stopped or dropped.
-    pub fn serve(self, router: Router) -> Result<Server> {
+    pub fn serve(self, router: Router, tls: Option<Tls>) -> Result<Server> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let fail = |error: std::io::Error| Error::bug(format!("the HTTP server does not start: {error}"));
@@ -70,12 +77,48 @@ impl Listener {
         let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
             runtime.block_on(async move {
                 match TcpListener::from_std(self.socket) {
-                    Ok(listener) => accept(listener, router, stopped).await,
+                    Ok(listener) => accept(listener, router, tls, stopped).await,
                     Err(error) => tracing::error!("the HTTP server does not start: {error}"),
                 }
             });
         });
-        Ok(Server { address: self.address, stop, thread: Some(thread.map_err(fail)?) })
+        Ok(Server { address: self.address, scheme, stop, thread: Some(thread.map_err(fail)?) })
+    }
+}
+
+/// A certificate to serve with.
+#[derive(Clone)]
+pub struct Tls(TlsAcceptor);
+
+impl Tls {
+    /// Reads a certificate (with those of its authorities behind it) and its key, both PEM.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` where they cannot be read or do not belong together.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self> {
+        let wrong = |what: &Path, setting: &str, error: &dyn std::fmt::Display| {
+            Error::new(class::CONFIG_INVALID, format!("http.tls.{setting}: {}: {error}", what.display()))
+        };
+        let certificates = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let certificates = certificates.map_err(|error| wrong(certificate, "certificate", &error))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, "key", &error))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
+            .map_err(|error| wrong(certificate, "certificate", &error))?;
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// The stream inside; `None` where the client does not get that far.
+    async fn accept(&self, stream: TcpStream) -> Option<impl AsyncRead + AsyncWrite + Unpin> {
+        timeout(HEAD_TIMEOUT, self.0.accept(stream)).await.ok()?.ok()
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
     }
 }
 
@@ -83,6 +126,7 @@ impl Listener {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    scheme: &'static str,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -96,8 +140,8 @@ impl Server {
     /// The address as a person on this machine would open it.
     pub fn url(&self) -> String {
         match self.address.ip() {
-            ip if ip.is_unspecified() => format!("http://localhost:{}", self.address.port()),
-            _ => format!("http://{}", self.address),
+            ip if ip.is_unspecified() => format!("{}://localhost:{}", self.scheme, self.address.port()),
+            _ => format!("{}://{}", self.scheme, self.address),
         }
     }
 
@@ -121,7 +165,7 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn accept(listener: TcpListener, router: Router, tls: Option<Tls>, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     loop {
@@ -135,9 +179,18 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
         };
         match next {
             Some((slot, Ok((stream, _)))) => {
-                let connection = connection(stream, router.clone(), stop.clone());
+                let (router, tls, stop) = (router.clone(), tls.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection.await;
+                    // Answers are small and written at once; without this they wait for the client's acknowledgement.
+                    let _ = stream.set_nodelay(true);
+                    match tls {
+                        None => connection(stream, router, stop).await,
+                        Some(tls) => {
+                            if let Some(stream) = tls.accept(stream).await {
+                                connection(stream, router, stop).await;
+                            }
+                        }
+                    }
                     drop(slot);
                 });
             }
@@ -151,9 +204,7 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
     let _ = timeout(SHUTDOWN_TIMEOUT, connections.wait()).await;
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
-    // Answers are small and written at once; without this they wait for the client's acknowledgement.
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, stop: CancellationToken) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -179,7 +230,7 @@ mod tests {
 
     fn serve() -> Server {
         let router = Router::new().route("/", get(async || "hello"));
-        bind("127.0.0.1:0", "a test").unwrap().serve(router).unwrap()
+        bind("127.0.0.1:0", "a test").unwrap().serve(router, None).unwrap()
     }
 
     fn ask(address: SocketAddr, request: &[u8]) -> String {

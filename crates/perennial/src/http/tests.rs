@@ -4,13 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
+use perennial_core::breaker::{Breaker, BreakerState, Part};
 use perennial_core::checkpoint::BatchCounts;
 use perennial_core::dead_letter::{DeadLetter, DeadLetterStats, EntrySummary, LetterBatch};
 use perennial_core::env::Clock;
 use perennial_core::error::{Error, Result, class};
+use perennial_core::offset::Offset;
 use perennial_core::plan::OperatorProgress;
 use perennial_core::policy::Action;
-use perennial_core::progress::{BatchReport, Observer, Phases, QueryState};
+use perennial_core::progress::{BatchReport, Observer, Phases, QueryState, SourceProgress};
 use perennial_core::source::Lag;
 use serde_json::{Value, json};
 
@@ -63,20 +65,53 @@ impl DeadLetters for Letters {
 struct World {
     clock: Arc<SetClock>,
     board: Arc<StatusBoard>,
-    heartbeat: Heartbeat,
+    progress: Arc<ProgressBook>,
     server: Server,
+    controls: Arc<Controls>,
+    stop: CancellationToken,
 }
+
+const JOB: &str = "
+sources:
+  readings: { rate: { rows_per_second: 1 } , schema: 'timestamp TIMESTAMP, value BIGINT' }
+queries:
+  per_minute: { sql: SELECT value FROM readings, sink: console }
+http: { token: 'open sesame' }
+";
 
 impl World {
     fn new() -> Self {
+        Self::with(JOB, Heartbeat::new())
+    }
+
+    fn with(job: &str, heartbeat: Heartbeat) -> Self {
         let clock = Arc::new(SetClock(AtomicI64::new(START)));
-        let board =
-            Arc::new(StatusBoard::new(clock.clone(), "greenhouse", "1.0", ["per_minute"], Duration::from_secs(3600)));
-        let heartbeat = Heartbeat::new();
-        let context =
-            HttpContext { board: board.clone(), heartbeat: heartbeat.clone(), dead_letters: Arc::new(Letters) };
-        let server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context)).unwrap();
-        Self { clock, board, heartbeat, server }
+        let board = StatusBoard::new(clock.clone(), "greenhouse", "1.0", ["per_minute"], Duration::from_secs(3600));
+        let board = Arc::new(board.with_trigger(Duration::from_secs(10)));
+        let (controls, stop) = (Arc::new(Controls::default()), CancellationToken::new());
+        let job = Arc::new(Job::from_text("job.yaml", job).unwrap());
+        let progress = Arc::new(ProgressBook::new(&job, &crate::env(Arc::new(object_store::memory::InMemory::new()))));
+        let context = HttpContext {
+            board: board.clone(),
+            progress: progress.clone(),
+            heartbeat,
+            dead_letters: Arc::new(Letters),
+            controls: controls.clone(),
+            stop: stop.clone(),
+            job,
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context), None).unwrap();
+        Self { clock, board, progress, server, controls, stop }
+    }
+
+    async fn post(&self, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
+        let request = reqwest::Client::new().post(format!("{}{path}", self.server.url())).body(body.to_owned());
+        let request = request.header("content-type", "application/json");
+        let request = token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth);
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap())
     }
 
     /// `seconds` and a bit after the start.
@@ -98,39 +133,47 @@ impl World {
                 written: 12,
                 ..Default::default()
             };
-            self.board.committed(
-                "per_minute",
-                &BatchReport {
-                    batch: (batch as u64).saturating_sub(57),
-                    timestamp_ms: 0,
-                    finished_at_micros,
-                    again: false,
-                    duplicate: false,
-                    counts,
-                    bytes_read: 1000,
-                    warned: 1,
-                    dead_letters: vec![("MalformedRecord", 7)],
-                    dead_letters_expired: 2,
-                    phases: Phases {
-                        execute: Duration::from_millis(400),
-                        commit: Duration::from_millis(100),
-                        ..Default::default()
-                    },
-                    watermark_ms: None,
-                    next_watermark_ms: Some(START / 1000),
-                    operators: vec![OperatorProgress {
-                        name: "stateStoreSave".into(),
-                        rows_total: 7,
-                        memory_bytes: 700,
-                        ..Default::default()
-                    }],
-                    state_bytes_written: 10,
-                    lag: vec![(
-                        "readings".into(),
-                        Lag { records: Some(30), partitions: vec![("t-0".into(), 10), ("t-1".into(), 20)] },
-                    )],
+            let report = BatchReport {
+                query_id: "12345".into(),
+                batch: (batch as u64).saturating_sub(57),
+                timestamp_ms: START / 1000 + 10_000 * batch,
+                finished_at_micros,
+                again: false,
+                duplicate: false,
+                counts,
+                bytes_read: 1000,
+                warned: 1,
+                dead_letters: vec![("MalformedRecord", 7)],
+                dead_letters_expired: 2,
+                phases: Phases {
+                    execute: Duration::from_millis(400),
+                    commit: Duration::from_millis(100),
+                    ..Default::default()
                 },
-            );
+                watermark_ms: Some(START / 1000),
+                next_watermark_ms: Some(START / 1000),
+                operators: vec![OperatorProgress {
+                    name: "stateStoreSave".into(),
+                    rows_total: 7,
+                    memory_bytes: 700,
+                    ..Default::default()
+                }],
+                state_bytes_written: 10,
+                checkpoint_bytes_written: 15,
+                sources: vec![SourceProgress {
+                    source: "readings".into(),
+                    start: Some(Offset::from_json("{\"t\":{\"0\":5}}")),
+                    end: Some(Offset::from_json("{\"t\":{\"0\":155}}")),
+                    records: 150,
+                }],
+                max_event_time_micros: Some(START),
+                lag: vec![(
+                    "readings".into(),
+                    Lag { records: Some(30), partitions: vec![("t-0".into(), 10), ("t-1".into(), 20)] },
+                )],
+            };
+            self.board.committed("per_minute", &report);
+            self.progress.committed("per_minute", &report);
         }
     }
 
@@ -258,12 +301,10 @@ async fn probes_answer_with_their_status() {
 
 #[tokio::test]
 async fn a_runtime_that_hangs_is_not_alive() {
-    let mut world = World::new();
     // As if the process had started long ago and the heart had never beaten.
     let heartbeat =
-        Heartbeat { origin: Instant::now().checked_sub(Duration::from_secs(60)).unwrap(), ..world.heartbeat.clone() };
-    let context = HttpContext { board: world.board.clone(), heartbeat, dead_letters: Arc::new(Letters) };
-    world.server = bind("127.0.0.1:0", "a test").unwrap().serve(router(context)).unwrap();
+        Heartbeat { origin: Instant::now().checked_sub(Duration::from_secs(60)).unwrap(), ..Heartbeat::new() };
+    let world = World::with(JOB, heartbeat);
     let (status, answer) = world.get("/health/live").await;
     assert_eq!((status, &answer["alive"]), (503, &json!(false)), "{answer}");
 }
@@ -273,13 +314,201 @@ async fn unknown_paths_list_the_known_ones() {
     let world = World::new();
     let (status, answer) = world.get("/helth").await;
     assert_eq!(status, 404);
-    for (path, ..) in ENDPOINTS {
-        assert!(answer["endpoints"].get(*path).is_some(), "{answer}");
+    for endpoint in ENDPOINTS {
+        assert!(answer["endpoints"].get(endpoint.path).is_some(), "{answer}");
     }
     let answer = reqwest::Client::new().post(format!("{}/health", world.server.url())).body("x").send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"GET, HEAD".parse().unwrap()));
+    assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"GET,HEAD".parse().unwrap()));
     let index = reqwest::get(world.server.url()).await.unwrap().text().await.unwrap();
     assert!(index.contains("<title>greenhouse - Perennial</title>") && index.contains("href=\"/metrics\""), "{index}");
+}
+
+#[tokio::test]
+async fn what_keeps_a_job_from_its_work_is_told_with_its_time() {
+    let world = World::new();
+    world.run();
+    world.board.state("per_minute", QueryState::Running);
+    assert_eq!(world.at(2730).get("/health/ready").await.0, 200);
+
+    // An open breaker, though the errors are too few to be unhealthy.
+    world.fail(2);
+    let open = Breaker {
+        state: BreakerState::Open { until_micros: START + 2760 * SECOND },
+        since_micros: START + 2730 * SECOND,
+        failures: 2,
+        opened: 1,
+        probes: 0,
+    };
+    world.board.breaker("per_minute", &Part::Sink, &open);
+    world.board.breaker("per_minute", &Part::source("readings"), &Breaker::default());
+    let (status, answer) = world.get("/health/ready").await;
+    assert_eq!(
+        (status, &answer["status"], &answer["reason"]),
+        (503, &json!("degraded"), &json!("Job initializing or unhealthy"))
+    );
+    assert_eq!(
+        answer["reasons"],
+        json!([{"query": "per_minute", "kind": "breaker_open", "since": "2025-11-21T09:45:30.000000",
+                "reason": "the circuit breaker of sink is open, the next probe is due at 2025-11-21T09:46:00.000000: Timeout: sink: no answer"}])
+    );
+    let (_, detailed) = world.get("/health/detailed").await;
+    let sink = json!({"part": "sink", "state": "open", "since": "2025-11-21T09:45:30.000000",
+                      "next_probe": "2025-11-21T09:46:00.000000", "failures": 2, "opened": 1, "probes": 0});
+    let query = &detailed["queries"]["per_minute"];
+    assert_eq!((&query["breaker"], &query["breakers"]["sink"]), (&sink, &sink));
+    assert_eq!(query["breakers"]["sources.readings"]["state"], "closed");
+    let metrics = reqwest::get(format!("{}/metrics", world.server.url())).await.unwrap().text().await.unwrap();
+    let samples = parse(&metrics);
+    let labels =
+        |state: &str| format!("perennial_breaker_state{{query=\"per_minute\",part=\"sink\",state=\"{state}\"}}");
+    assert_eq!((samples[&labels("open")], samples[&labels("closed")]), (1.0, 0.0));
+    world.board.breaker("per_minute", &Part::Sink, &Breaker::default());
+    assert_eq!(world.get("/health/ready").await.0, 200);
+
+    // Triggers without a commit.
+    assert_eq!(world.at(2730 + 100).get("/health/ready").await.0, 200);
+    let (status, answer) = world.at(2730 + 101).get("/health/ready").await;
+    assert_eq!((status, &answer["reasons"][0]["kind"]), (503, &json!("no_commit")), "{answer}");
+    assert_eq!(answer["reasons"][0]["reason"], "no commit for more than 10 triggers");
+    world.board.state("per_minute", QueryState::Idle);
+    assert_eq!(world.get("/health/ready").await.0, 200, "idle is not stale");
+
+    // A lag that grows for a minute.
+    for seconds in 0..=13 {
+        let lag = Lag { records: Some(100 + seconds), partitions: vec![] };
+        world.at(3000 + 5 * seconds as i64).board.lag("per_minute", &[("readings".into(), lag)]);
+    }
+    let (status, answer) = world.get("/health/ready").await;
+    assert_eq!((status, &answer["reasons"][0]["kind"]), (503, &json!("lag_growing")), "{answer}");
+    for records in [50, 0] {
+        let lag = Lag { records: Some(records), partitions: vec![] };
+        world.at(3165 - records as i64).board.lag("per_minute", &[("readings".into(), lag)]);
+        let (_, detailed) = world.get("/health/detailed").await;
+        // 63 in 50 seconds.
+        let left = detailed["queries"]["per_minute"]["seconds_to_caught_up"].as_f64().unwrap();
+        assert!((left - records as f64 * 50.0 / 63.0).abs() < 0.01, "{left}");
+    }
+    assert_eq!(world.get("/health/ready").await.0, 200);
+}
+
+#[tokio::test]
+async fn progress_is_told_as_spark_tells_it() {
+    let world = World::new();
+    assert_eq!(world.get("/queries").await, (200, json!({"queries": {"per_minute": null}})));
+    world.run();
+    let (status, recent) = world.get("/queries/per_minute/progress").await;
+    let recent = recent.as_array().unwrap();
+    assert_eq!((status, recent.len()), (200, 100));
+    let last = &recent[99];
+    assert_eq!(world.get("/queries").await.1["queries"]["per_minute"], *last);
+    assert_has(
+        last,
+        &json!({"id": "12345", "name": "per_minute", "timestamp": "2025-11-21T09:16:30.000Z", "batchId": 42, "batchDuration": 500,
+                "numInputRows": 150, "inputRowsPerSecond": 15.0, "processedRowsPerSecond": 300.0,
+                "eventTime": {"max": "2025-11-21T09:00:00.000Z", "watermark": "2025-11-21T09:00:00.000Z"},
+                "sink": {"description": "console", "numOutputRows": 12}, "observedMetrics": {}}),
+    );
+    assert_has(&last["durationMs"], &json!({"addBatch": 400, "commitOffsets": 100, "triggerExecution": 500}));
+    assert_has(
+        &last["stateOperators"][0],
+        &json!({"operatorName": "stateStoreSave", "numRowsTotal": 7, "memoryUsedBytes": 700}),
+    );
+    assert_eq!(
+        last["sources"][0],
+        json!({"description": "rate[readings]", "startOffset": {"t": {"0": 5}}, "endOffset": {"t": {"0": 155}}, "numInputRows": 150,
+               "inputRowsPerSecond": 15.0, "processedRowsPerSecond": 300.0, "metrics": {"recordsBehindLatest": "30"}})
+    );
+    assert_eq!(last["runId"], recent[0]["runId"]);
+    assert_eq!(world.get("/queries/other/progress").await.0, 404);
+}
+
+#[tokio::test]
+async fn only_who_has_the_token_acts_on_the_job() {
+    let world = World::new();
+    let acting = || ENDPOINTS.iter().filter(|endpoint| endpoint.acts).map(|e| e.path.replace("{query}", "per_minute"));
+    assert_eq!(acting().count(), 4);
+    for path in acting() {
+        for token in [None, Some("open sesam"), Some("")] {
+            let (status, answer) = world.post(&path, token, "{}").await;
+            assert_eq!(status, 401, "{path} with {token:?}: {answer}");
+        }
+    }
+    assert!(!world.controls.is_paused("per_minute") && !world.stop.is_cancelled());
+
+    let token = Some("open sesame");
+    let paused = json!({"query": "per_minute", "paused": true});
+    assert_eq!(world.post("/queries/per_minute/pause", token, "").await, (200, paused));
+    assert!(world.controls.is_paused("per_minute"));
+    assert_eq!(world.post("/queries/per_minute/resume", token, "").await.0, 200);
+    assert!(!world.controls.is_paused("per_minute"));
+    assert_eq!(world.post("/queries/other/pause", token, "").await.0, 404);
+    for (body, status, said) in [
+        ("{", 400, "JSON"),
+        ("{\"were\": {}}", 422, "unknown field"),
+        ("{}", 400, "say which entries"),
+        (&format!("{{\"set\": [\"{}\"]}}", "x".repeat(100_000)), 413, "length limit"),
+    ] {
+        let (found, answer) = world.post("/dlq/replay", token, body).await;
+        assert_eq!(found, status, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(said), "{answer}");
+    }
+    assert_eq!(world.post("/stop", token, "").await, (202, json!({"stopping": true})));
+    assert!(world.stop.is_cancelled());
+
+    let without = World::with(&JOB.replace("http:", "health: {}\n#"), Heartbeat::new());
+    for path in acting() {
+        assert_eq!(without.post(&path, token, "{}").await.0, 403, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_openapi_document_describes_what_is_answered() {
+    let world = World::new();
+    world.run();
+    world.fail(1);
+    let (_, document) = world.get("/openapi.json").await;
+    assert_eq!(document["openapi"], "3.1.0");
+    for endpoint in ENDPOINTS {
+        let method = if endpoint.acts { "post" } else { "get" };
+        let operation = &document["paths"][endpoint.path][method];
+        assert!(operation["summary"].is_string(), "{}", endpoint.path);
+        assert_eq!(operation["security"].is_array(), endpoint.acts, "{}", endpoint.path);
+    }
+    // Every reference leads somewhere, and every field that is answered is described.
+    for path in ["/health", "/health/detailed", "/health/dlq", "/health/ready", "/health/live", "/queries"] {
+        let (status, answer) = world.get(path).await;
+        let schema =
+            &document["paths"][path]["get"]["responses"][status.to_string()]["content"]["application/json"]["schema"];
+        assert_described(&document, schema, &answer, path);
+    }
+}
+
+/// The schema has each field of the value, and requires none that it has not.
+fn assert_described(document: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let target = document.pointer(reference.trim_start_matches('#'));
+        return assert_described(document, target.unwrap_or_else(|| panic!("{reference} at {at}")), value, at);
+    }
+    if let Some(forms) = schema["anyOf"].as_array() {
+        let form = forms.iter().find(|form| (form["type"] == "null") == value.is_null());
+        return assert_described(document, form.unwrap_or_else(|| panic!("{at}: {schema}")), value, at);
+    }
+    for required in schema["required"].as_array().into_iter().flatten() {
+        assert!(value.get(required.as_str().unwrap()).is_some(), "{at} has no {required}: {value}");
+    }
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let field = schema["properties"].get(name).or_else(|| schema.get("additionalProperties"));
+                let field = field.unwrap_or_else(|| panic!("{at}.{name} is not described: {schema}"));
+                assert_described(document, field, value, &format!("{at}.{name}"));
+            }
+        }
+        Value::Array(items) => {
+            items.iter().for_each(|item| assert_described(document, &schema["items"], item, at));
+        }
+        _ => {}
+    }
 }
 
 /// Parses the exposition format strictly and gives samples by name and labels.
@@ -338,6 +567,9 @@ async fn metrics_are_what_prometheus_reads() {
         ("perennial_partition_lag_records{query=\"per_minute\",source=\"readings\",partition=\"t-1\"}", 20.0),
         ("perennial_watermark_delay_seconds{query=\"per_minute\"}", 2730.0),
         ("perennial_state_rows{query=\"per_minute\"}", 7.0),
+        ("perennial_checkpoint_written_bytes_total{query=\"per_minute\"}", 1500.0),
+        ("perennial_batch_phase_seconds_sum{query=\"per_minute\",phase=\"checkpoint\"}", 10.0),
+        ("perennial_memory_bytes", 0.0),
         ("perennial_retries_total{query=\"per_minute\"}", 2.0),
     ] {
         assert_eq!(samples.get(series), Some(&value), "{series}");

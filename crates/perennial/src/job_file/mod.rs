@@ -22,7 +22,8 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use perennial_connectors::format::Format;
 use perennial_connectors::registry::{SinkConfig, SourceConfig, TableConfig};
-use perennial_core::config::{ByteSize, HumanDuration};
+use perennial_core::alert::Severity;
+use perennial_core::config::{ByteSize, HumanDuration, Secret};
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::on_error::OnError;
@@ -96,6 +97,9 @@ pub struct JobFile {
     /// When the job counts as healthy.
     #[serde(default)]
     pub health: HealthSettings,
+    /// Who is told when something is wrong. `perennial alerts` lists the rules.
+    #[serde(default)]
+    pub alerts: AlertSettings,
     /// Time zone of the session: for dates and times without one, and for functions such as `hour`. A name such as `Europe/Berlin`, or an
     /// offset such as `+02:00`.
     #[serde(default = "default_time_zone")]
@@ -358,11 +362,26 @@ pub struct HttpSettings {
     pub enabled: bool,
     /// Address and port. Port 0 takes a free one, which the log names.
     pub listen: String,
+    /// What a client has to show as `Authorization: Bearer TOKEN` to act on the job: pause and resume a query, run dead letters again, stop. By
+    /// default the environment variable `PERENNIAL_HTTP_TOKEN`; without either nobody may. Looking needs none.
+    pub token: Option<Secret>,
+    /// A certificate, to answer over HTTPS. By default it is HTTP.
+    pub tls: Option<TlsSettings>,
+}
+
+/// A certificate for HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Path of the certificate, PEM, with those of its authorities behind it.
+    pub certificate: String,
+    /// Path of its private key, PEM.
+    pub key: String,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { enabled: true, listen: "0.0.0.0:5001".into() }
+        Self { enabled: true, listen: "0.0.0.0:5001".into(), token: None, tls: None }
     }
 }
 
@@ -378,6 +397,92 @@ impl Default for HealthSettings {
     fn default() -> Self {
         Self { error_window: HumanDuration(Duration::from_secs(3600)) }
     }
+}
+
+/// Alerts that the job sends itself. What is found always stands in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlertSettings {
+    /// How often the rules are looked at.
+    pub every: HumanDuration,
+    /// An alert that goes on is told again after this.
+    pub repeat: HumanDuration,
+    /// An alert is over when its rule has not held for this long, so that what comes and goes is one alert.
+    pub resolve_after: HumanDuration,
+    /// Other limits than the usual ones, by rule (`perennial alerts` lists them).
+    pub rules: BTreeMap<String, RuleSettings>,
+    /// Addresses that messages are posted to.
+    pub webhooks: Vec<WebhookSettings>,
+    /// A Prometheus Alertmanager.
+    pub alertmanager: Option<AlertmanagerSettings>,
+}
+
+impl Default for AlertSettings {
+    fn default() -> Self {
+        let seconds = |seconds| HumanDuration(Duration::from_secs(seconds));
+        Self {
+            every: seconds(15),
+            repeat: seconds(4 * 3600),
+            resolve_after: seconds(60),
+            rules: BTreeMap::new(),
+            webhooks: Vec::new(),
+            alertmanager: None,
+        }
+    }
+}
+
+/// What a job has different about a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuleSettings {
+    /// Whether it is looked at.
+    pub enabled: bool,
+    /// The limit. By default the rule's usual one.
+    pub threshold: Option<f64>,
+    /// For how long it must hold before it is told. By default the rule's usual time.
+    #[serde(rename = "for")]
+    pub hold: Option<HumanDuration>,
+    /// `warning` or `critical`. By default what the rule usually is.
+    pub severity: Option<Severity>,
+}
+
+impl Default for RuleSettings {
+    fn default() -> Self {
+        Self { enabled: true, threshold: None, hold: None, severity: None }
+    }
+}
+
+/// An address that messages are posted to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// The address; it often holds a secret.
+    pub url: Secret,
+    /// What is posted: `json`, all alerts with all fields; `slack`, a text, as Slack and compatible services take it.
+    #[serde(default)]
+    pub format: WebhookFormat,
+    /// Headers to send along, such as `Authorization`.
+    #[serde(default)]
+    pub headers: BTreeMap<String, Secret>,
+}
+
+/// What is posted to a webhook.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookFormat {
+    /// All alerts with all fields.
+    #[default]
+    Json,
+    /// A text.
+    Slack,
+}
+
+/// A Prometheus Alertmanager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AlertmanagerSettings {
+    /// Where it is: `http://localhost:9093`.
+    pub url: String,
 }
 
 /// A schema as Spark DDL, with the columns that it means.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod alerts;
 mod bad_input;
 #[cfg(feature = "kafka")]
 mod bad_kafka;
@@ -12,6 +13,8 @@ mod dlq;
 mod late;
 mod memory;
 mod on_error;
+#[cfg(feature = "kafka")]
+mod outage;
 mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;

@@ -1,22 +1,16 @@
 //! The commands that change how entries stand.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::process::ExitCode;
 
-use chrono::Utc;
-use perennial::dlq;
-use perennial_core::checkpoint::request_replay;
-use perennial_core::dead_letter::{DeadLetters, Mark, Outcome, timestamp_text};
+use perennial::dlq::{self, Handed, MOST_REPLAYS, marks};
+use perennial_core::dead_letter::{DeadLetters, Outcome};
 use perennial_core::error::{Error, Result, class};
-use perennial_core::replay::{ReplayRequest, ReplayedEntry};
 use serde_json::{Value, json};
 
 use super::{Filter, Found, Letters};
 use crate::commands::checkpoint::output::{Bar, Consent, Format, needs_yes};
 use crate::terminal::Failure;
-
-/// An entry that failed so often is not replayed again without `--force`.
-const MOST_REPLAYS: u64 = 3;
 
 /// Run entries again, through the job as it is now.
 ///
@@ -49,39 +43,18 @@ impl Replay {
     pub async fn execute(&self) -> Result<ExitCode, Failure> {
         let letters = Letters::of(&self.job)?;
         let sets = self.set.iter().map(|set| dlq::Set::parse(set)).collect::<Result<Vec<_>>>()?;
-        let replays = letters.letters.replays().await?;
-        let often = |one: &Found| replays.get(&one.entry.id).is_some_and(|count| *count >= MOST_REPLAYS) && !self.force;
-        let (tired, found): (Vec<Found>, Vec<Found>) = letters
-            .find(&self.filter)
-            .await?
-            .into_iter()
-            .filter(|one| one.is_open() || !self.filter.ids.is_empty())
-            .partition(often);
+        let (found, tired) = dlq::to_replay(&letters.job, &letters.letters, &self.filter, self.force).await?;
 
         let bar = Bar::count("reading");
-        let mut by_query: BTreeMap<String, ReplayRequest> = BTreeMap::new();
-        for (number, one) in found.iter().enumerate() {
-            let mut records = Vec::new();
-            for record in letters.letters.records(&one.entry).await? {
-                let Value::Object(record) = record else {
-                    return Err(Error::new(class::CHECKPOINT_CORRUPT, "a record of the dead letters is no object").into());
-                };
-                records.push(record);
-            }
-            if !sets.is_empty() {
-                records = dlq::mend(&letters.job, &one.entry.query, &sets, records).await?;
-            }
-            let request = by_query.entry(one.entry.query.clone()).or_default();
-            request.entries.push(ReplayedEntry { id: one.entry.id.clone(), records });
-            bar.at(number as u64 + 1, found.len() as u64);
-        }
+        let by_query =
+            dlq::requests(&letters.job, &letters.letters, &found, &sets, |done, of| bar.at(done, of)).await?;
         drop(bar);
 
         let mut text = String::new();
         let mut json = Vec::new();
-        for (query, request) in &by_query {
-            let records: usize = request.entries.iter().map(|entry| entry.records.len()).sum();
-            if self.dry_run {
+        if self.dry_run {
+            for (query, request) in &by_query {
+                let records: usize = request.entries.iter().map(|entry| entry.records.len()).sum();
                 let rehearsal = dlq::rehearse(&letters.job, query, request).await?;
                 text += &format!("{query}: {} of {records} records would pass\n", rehearsal.passed);
                 for ((class, message), count) in &rehearsal.failed {
@@ -93,17 +66,16 @@ impl Replay {
                     .map(|((class, message), count)| json!({ "class": class, "message": message, "records": count }))
                     .collect();
                 json.push(json!({ "query": query, "records": records, "passed": rehearsal.passed, "failed": failed }));
-                continue;
             }
-            let env = letters.job.checkpoint_env()?;
-            // Marked first: a request that is not there yet can be made again, one that is there must not be.
-            letters.letters.mark(&marks(request.entries.iter().map(|e| &e.id), Outcome::Replaying, None)).await?;
-            let number = request_replay(&env, query, request).await?;
-            text += &format!(
-                "{query}: {} entries with {records} records are handed to the job (request {number}); `perennial dlq list` tells what becomes of them\n",
-                request.entries.len()
-            );
-            json.push(json!({ "query": query, "request": number, "entries": request.entries.len(), "records": records }));
+        } else {
+            for Handed { query, request, entries, records } in
+                dlq::hand_over(&letters.job, &letters.letters, &by_query).await?
+            {
+                text += &format!(
+                    "{query}: {entries} entries with {records} records are handed to the job (request {request}); `perennial dlq list` tells what becomes of them\n"
+                );
+                json.push(json!({ "query": query, "request": request, "entries": entries, "records": records }));
+            }
         }
         for one in &tired {
             text += &format!("{}: left out, it was replayed {MOST_REPLAYS} times already (--force)\n", one.entry.id);
@@ -115,18 +87,6 @@ impl Replay {
         self.format.print(&text, &json!({ "dry_run": self.dry_run, "queries": json, "left_out": left_out }))?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn marks<'a>(entries: impl Iterator<Item = &'a String>, outcome: Outcome, note: Option<&String>) -> Vec<Mark> {
-    let timestamp = timestamp_text(Utc::now().timestamp_micros());
-    let mark = |entry: &String| Mark {
-        entry: entry.clone(),
-        outcome,
-        timestamp: timestamp.clone(),
-        failed: 0,
-        note: note.cloned(),
-    };
-    entries.map(mark).collect()
 }
 
 /// Note that nothing is left to do about entries.

@@ -59,7 +59,8 @@ impl Parts {
         Self { fraction: (stored << lacking) << shift, exponent: 1 - lacking - bias, precision }
     }
 
-    /// Where the first digit is: of the number, or one too far.
+    /// Where the first digit is: of the number, or one too far. The numbers are Java's, digit by digit.
+    #[expect(clippy::approx_constant, reason = "Java's is not the nearest DOUBLE")]
     fn estimated_exponent(&self) -> i32 {
         let scaled = f64::from_bits(1023 << FRACTION_BITS | self.fraction & ((1 << FRACTION_BITS) - 1));
         let estimate = (scaled - 1.5) * 0.289529654 + 0.176091259 + f64::from(self.exponent) * 0.301029995663981;

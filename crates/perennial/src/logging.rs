@@ -55,9 +55,9 @@ impl LogArgs {
     pub fn start(&self) {
         JSON.store(self.is_json(), Ordering::Relaxed);
         // The Delta kernel tells of each step of each commit at INFO. The progress of each batch is for machines; who reads text asks for it
-        // with `--log-level info,perennial::progress=info`.
+        // with `--log-level info,perennial_progress=info`.
         let quiet = match self.log_format {
-            LogFormat::Text => "delta_kernel=warn,perennial::progress=warn",
+            LogFormat::Text => "delta_kernel=warn,perennial_progress=warn",
             LogFormat::Json => "delta_kernel=warn",
         };
         let filter = EnvFilter::new(format!("{quiet},{}", self.log_level));

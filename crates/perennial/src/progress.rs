@@ -236,10 +236,10 @@ impl Observer for ProgressBook {
         }
         kept.recent.push_back(progress.clone());
         drop(queries);
-        if tracing::enabled!(target: "perennial::progress", tracing::Level::INFO)
+        if tracing::enabled!(target: "perennial_progress", tracing::Level::INFO)
             && let Ok(progress) = serde_json::to_string(&progress)
         {
-            tracing::info!(target: "perennial::progress", query, batch = report.batch, progress, "progress");
+            tracing::info!(target: "perennial_progress", query, batch = report.batch, progress, "progress");
         }
     }
 

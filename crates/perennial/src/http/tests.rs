@@ -485,6 +485,10 @@ async fn the_openapi_document_describes_what_is_answered() {
 
 /// The schema has each field of the value, and requires none that it has not.
 fn assert_described(document: &Value, schema: &Value, value: &Value, at: &str) {
+    // Anything may be there: an offset has the form of its source.
+    if schema == &Value::Bool(true) {
+        return;
+    }
     if let Some(reference) = schema["$ref"].as_str() {
         let target = document.pointer(reference.trim_start_matches('#'));
         return assert_described(document, target.unwrap_or_else(|| panic!("{reference} at {at}")), value, at);
@@ -572,7 +576,9 @@ async fn metrics_are_what_prometheus_reads() {
         ("perennial_memory_bytes", 0.0),
         ("perennial_retries_total{query=\"per_minute\"}", 2.0),
     ] {
-        assert_eq!(samples.get(series), Some(&value), "{series}");
+        // Sums of seconds are not exact.
+        let found = *samples.get(series).unwrap_or_else(|| panic!("no {series}"));
+        assert!((found - value).abs() < 1e-6, "{series}: {found} instead of {value}");
     }
 }
 

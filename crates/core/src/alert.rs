@@ -35,11 +35,14 @@ impl Severity {
     }
 }
 
+/// Pairs of a label and its value.
+pub type Labels = Vec<(&'static str, String)>;
+
 /// For what a rule holds, and how much.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
     /// For what: pairs of a label and its value, as the metric of the rule has them.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Labels,
     /// The value that was compared.
     pub value: f64,
     /// What it is, for people.
@@ -292,7 +295,7 @@ pub static RULES: &[Rule] = &[
     },
 ];
 
-fn above(value: f64, limit: f64, labels: Vec<(&'static str, String)>, what: String) -> Option<Finding> {
+fn above(value: f64, limit: f64, labels: Labels, what: String) -> Option<Finding> {
     (value > limit).then_some(Finding { labels, value, what })
 }
 
@@ -306,11 +309,11 @@ fn of_sources(status: &Status, find: impl Fn(&str, &str, &QueryStatus) -> Option
     sources.filter_map(|(name, source, query)| find(name, source, query)).collect()
 }
 
-fn query_label(query: &str) -> Vec<(&'static str, String)> {
+fn query_label(query: &str) -> Labels {
     vec![("query", query.to_owned())]
 }
 
-fn source_labels(query: &str, source: &str) -> Vec<(&'static str, String)> {
+fn source_labels(query: &str, source: &str) -> Labels {
     vec![("query", query.to_owned()), ("source", source.to_owned())]
 }
 
@@ -391,7 +394,7 @@ pub struct Pace {
 pub struct Alerts {
     rules: Vec<(&'static Rule, Setting)>,
     pace: Pace,
-    known: BTreeMap<(&'static str, Vec<(&'static str, String)>), Known>,
+    known: BTreeMap<(&'static str, Labels), Known>,
 }
 
 #[derive(Debug)]
@@ -516,7 +519,7 @@ mod tests {
     impl World {
         fn new(settings: impl Fn(&Rule) -> Setting) -> Self {
             let clock = Arc::new(SetClock::default());
-            let board = StatusBoard::new(clock.clone(), "job", "1.0", ["q"], SECOND * 60);
+            let board = StatusBoard::new(clock.clone(), "job", "1.0", ["q"], SECOND * 3600);
             let pace = Pace { repeat: SECOND * 3600, resolve_after: SECOND * 60 };
             Self { clock, board, alerts: Alerts::new(settings, pace) }
         }
@@ -578,6 +581,8 @@ mod tests {
         assert_eq!(world.alerts.firing(0)[0].since_micros, 200_000_000);
     }
 
+    type Cause = Box<dyn Fn(&World)>;
+
     /// Brings about what a rule is for; the rule alone looks.
     #[test]
     fn each_rule_finds_what_it_is_for_and_nothing_else() {
@@ -586,7 +591,7 @@ mod tests {
         };
         let timeout = || Error::new(class::TIMEOUT, "slow");
         let report = |counts: BatchCounts, bytes: u64| crate::status::tests::report(counts, bytes);
-        let causes: Vec<(&str, Box<dyn Fn(&World)>)> = vec![
+        let causes: Vec<(&str, Cause)> = vec![
             ("error_rate", Box::new(move |w| failed(&w.board, 6, timeout))),
             ("stale", Box::new(|w| w.board.state("q", QueryState::Running))),
             (

@@ -27,7 +27,8 @@ impl Receiver {
     fn start(listener: TcpListener, first: &[u16]) -> Self {
         let port = listener.local_addr().unwrap().port();
         let posted: Arc<Mutex<Vec<Posted>>> = Arc::default();
-        let (mut answers, seen) = (first.to_vec().into_iter(), posted.clone());
+        let (answers, seen) = (first.to_vec(), posted.clone());
+        let mut answers = answers.into_iter();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if let Some(request) = take(stream.unwrap(), answers.next().unwrap_or(204)) {

@@ -591,6 +591,11 @@ mod tests {
         };
         let timeout = || Error::new(class::TIMEOUT, "slow");
         let report = |counts: BatchCounts, bytes: u64| crate::status::tests::report(counts, bytes);
+        // A batch, and nothing to do after it.
+        let committed = move |world: &World, counts: BatchCounts, bytes: u64| {
+            world.board.committed("q", &report(counts, bytes));
+            world.board.state("q", QueryState::Idle);
+        };
         let causes: Vec<(&str, Cause)> = vec![
             ("error_rate", Box::new(move |w| failed(&w.board, 6, timeout))),
             ("stale", Box::new(|w| w.board.state("q", QueryState::Running))),
@@ -604,16 +609,10 @@ mod tests {
                 "checkpoint_failures",
                 Box::new(|w| w.board.breaker("q", &Part::Storage, &Breaker { failures: 1, ..Breaker::default() })),
             ),
-            (
-                "checkpoint_size",
-                Box::new(move |w| w.board.committed("q", &report(BatchCounts::default(), 2_000_000_000))),
-            ),
+            ("checkpoint_size", Box::new(move |w| committed(w, BatchCounts::default(), 2_000_000_000))),
             ("breaker_open", Box::new(|w| w.breaker(OPEN))),
             ("disk_nearly_full", Box::new(|w| w.board.set_disks(vec![("checkpoint".into(), 0.09)]))),
-            (
-                "conservation_broken",
-                Box::new(move |w| w.board.committed("q", &report(BatchCounts { read: 1, ..Default::default() }, 0))),
-            ),
+            ("conservation_broken", Box::new(move |w| committed(w, BatchCounts { read: 1, ..Default::default() }, 0))),
         ];
         for rule in RULES {
             for (name, cause) in &causes {

@@ -700,11 +700,7 @@ mod tests {
         assert_eq!(names(&*store).await, ["offsets/0"]);
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn create_succeeds_for_exactly_one_of_many_writers() {
-        let dir = tempfile::tempdir().unwrap();
-        // Two stores, as two processes would have.
-        let stores = [store(dir.path()), store(dir.path())];
+    async fn one_writer_wins(stores: [Arc<dyn ObjectStore>; 2]) {
         for round in 0..20 {
             let path = Path::from(format!("commits/{round}"));
             let attempts = (0..8).map(|writer| {
@@ -723,6 +719,13 @@ mod tests {
             let content = stores[0].get(&path).await.unwrap().bytes().await.unwrap();
             assert_eq!(content, winners[0].to_string(), "the file is the winner's");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn create_succeeds_for_exactly_one_of_many_writers() {
+        let dir = tempfile::tempdir().unwrap();
+        // Two stores, as two processes would have.
+        one_writer_wins([store(dir.path()), store(dir.path())]).await;
         assert_eq!(files_below(dir.path()).len(), 20, "losers leave nothing behind");
     }
 
@@ -807,6 +810,51 @@ mod tests {
         let refused =
             Error::from(file_error("write", FsPath::new("/x"))(io::Error::from(io::ErrorKind::PermissionDenied)));
         assert_eq!(refused.class(), class::STORAGE_PERMISSION_DENIED);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    #[ignore = "needs S3: run make test"]
+    async fn an_s3_store_keeps_the_same_promises() {
+        let endpoint = crate::sinks::testing::server("PERENNIAL_TEST_S3");
+        let bucket = format!("storage-{}-{}", std::process::id(), chrono::Utc::now().timestamp_micros());
+        reqwest::Client::new().put(format!("{endpoint}/{bucket}")).send().await.unwrap().error_for_status().unwrap();
+        let open_s3 = |prefix: &str| {
+            let options = StorageOptions {
+                endpoint: Some(endpoint.clone()),
+                allow_http: true,
+                access_key_id: Some(Secret::new("test")),
+                secret_access_key: Some(Secret::new("test")),
+                ..StorageOptions::default()
+            };
+            open(&format!("s3://{bucket}/{prefix}"), &options).unwrap().store
+        };
+        let store = open_s3("a/b");
+        assert!(names(&*store).await.is_empty());
+        let file = Path::from("offsets/0");
+        store.put(&file, "one".into()).await.unwrap();
+        store.put(&file, "two".into()).await.unwrap();
+        assert_eq!(store.get(&file).await.unwrap().bytes().await.unwrap(), "two");
+        assert_eq!(names(&*store).await, ["offsets/0"]);
+        assert_eq!(names(&*open_s3("a")).await, ["b/offsets/0"]);
+        assert!(names(&*open_s3("other")).await.is_empty());
+        store.delete(&file).await.unwrap();
+        assert!(names(&*store).await.is_empty());
+        one_writer_wins([open_s3("race"), open_s3("race")]).await;
+
+        // An upload appears whole or not at all. All parts but the last have 5 MiB at least.
+        let big = Path::from("x/big");
+        let mut upload = store.put_multipart(&big).await.unwrap();
+        upload.put_part(vec![b'x'; 5 << 20].into()).await.unwrap();
+        upload.put_part("end".into()).await.unwrap();
+        assert!(names(&*store).await.is_empty());
+        upload.complete().await.unwrap();
+        assert_eq!(store.head(&big).await.unwrap().size, (5 << 20) + 3);
+        let mut upload = store.put_multipart(&big).await.unwrap();
+        upload.put_part("new".into()).await.unwrap();
+        upload.abort().await.unwrap();
+        assert_eq!(store.head(&big).await.unwrap().size, (5 << 20) + 3);
+        let error: Error = store.get(&Path::from("nowhere")).await.unwrap_err().into();
+        assert_eq!(error.class(), class::STORAGE_NOT_FOUND);
     }
 
     #[test]

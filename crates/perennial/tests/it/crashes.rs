@@ -10,7 +10,7 @@ use perennial_core::crash::CrashPoint;
 use crate::support::{Home, code, stderr};
 
 /// Counts in windows into a database, copies into files by a partition, and into a Delta table.
-const JOB: &str = "\
+pub const JOB: &str = "\
 name: crashes
 sources:
   input:
@@ -41,15 +41,15 @@ const PER_FILE: u64 = 10;
 
 /// What is everywhere in the end.
 #[derive(Debug, PartialEq, Eq)]
-struct Results {
+pub struct Results {
     counts: Vec<(String, i64, i64)>,
     copies: Vec<i64>,
     lake: Vec<i64>,
     dead_letters: Vec<String>,
 }
 
-fn home() -> Home {
-    let home = Home::new(JOB);
+pub fn home(job: &str) -> Home {
+    let home = Home::new(job);
     for file in 0..FILES {
         home.give(file * PER_FILE..(file + 1) * PER_FILE);
         std::fs::write(home.path(&format!("in/{:06}-bad.json", file * PER_FILE)), format!("bad {file}\n")).unwrap();
@@ -62,7 +62,7 @@ fn ids(path: &std::path::Path) -> Vec<i64> {
     rows.flat_map(|rows| rows.unwrap().column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
 }
 
-fn results(home: &Home) -> Results {
+pub fn results(home: &Home) -> Results {
     let database = rusqlite::Connection::open(home.path("out.db")).unwrap();
     let mut statement = database.prepare("SELECT s, n, total FROM counts ORDER BY s").unwrap();
     let rows = statement.query_map([], |row| Ok((format!("{:?}", row.get_ref(0)?), row.get(1)?, row.get(2)?)));
@@ -115,7 +115,7 @@ fn dies_at(home: &Home, point: CrashPoint, passage: u64) -> bool {
 
 #[test]
 fn the_program_can_die_at_any_point() {
-    let calm = home();
+    let calm = home(JOB);
     assert_eq!(code(&calm.run()), 0);
     let expected = results(&calm);
     assert_eq!(expected.copies, (0..FILES * PER_FILE).map(|n| n as i64).collect::<Vec<_>>());
@@ -131,7 +131,7 @@ fn the_program_can_die_at_any_point() {
             if matches!(point, CrashPoint::BeforeSnapshot | CrashPoint::AfterSnapshot) {
                 continue;
             }
-            let home = home();
+            let home = home(JOB);
             let mends = matches!(point, CrashPoint::BeforeAside | CrashPoint::HalfAside | CrashPoint::AfterAside);
             if mends {
                 // The last commit is torn: its batch runs again, for which the commit is set aside.

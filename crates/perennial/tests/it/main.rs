@@ -19,6 +19,7 @@ mod partitions;
 #[cfg(feature = "kafka")]
 mod recovery;
 mod refused_rows;
+mod s3;
 mod spark;
 mod support;
 mod tables;

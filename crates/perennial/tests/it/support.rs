@@ -16,7 +16,6 @@ pub const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The address of a real server, as `scripts/services env` prints it.
-#[cfg(feature = "kafka")]
 pub fn server(variable: &str) -> String {
     std::env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, or `eval \"$(scripts/services env)\"`"))

@@ -26,10 +26,10 @@ bench: ## measure the main job from files and Kafka, decoding, the stateful quer
 	@scripts/setup bench
 	@PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- \
 		python3 bench/peers/run.py --only perennial,perennial-kafka,datafusion-batch $(ARGS)
-	cargo bench -p perennial-connectors --no-default-features --bench decode
-	cargo bench -p perennial-sql --bench throughput
+	cargo run --release -p perennial-bench --bin perennial-bench-decode
+	cargo run --release -p perennial-bench --bin perennial-bench-throughput
 	cargo run --release -p perennial-bench --bin perennial-bench-state
-	cargo bench -p perennial-connectors --no-default-features --bench sinks
+	cargo run --release -p perennial-bench --bin perennial-bench-sinks
 
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query
 	@scripts/setup bench

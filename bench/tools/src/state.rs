@@ -2,8 +2,7 @@
 //! the time from a SIGKILL to the next commit.
 //!
 //! `cargo run --release -p perennial-bench --bin perennial-bench-state` (`-- keys one join recovery` for some of it; `KEYS=2000000` for
-//! other numbers of keys). It stands here and not among the benches of a crate because those build every dependency anew, with the
-//! features of the tests.
+//! other numbers of keys).
 
 #![allow(
     clippy::unwrap_used,

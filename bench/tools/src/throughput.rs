@@ -1,11 +1,8 @@
 //! Rows per second of the main query over rows in memory, against DataFusion's own batch query over the same rows.
 //!
-//! `cargo bench -p perennial-sql --bench throughput`
+//! `cargo run --release -p perennial-bench --bin perennial-bench-throughput`
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark stops at the first error")]
-
-#[path = "../src/testing/state.rs"]
-mod state;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,7 +14,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt, TryStreamExt, stream};
 use perennial_core::plan::{BatchInfo, BatchState, QueryPlan};
 use perennial_core::sink::{OutputMode, RowStream};
-use perennial_core::state::StatePartition;
+use perennial_core::state::{MemoryPartition, StatePartition};
 use perennial_sql::{Planner, PlannerOptions, SourceTable, SourceWatermark, TableKind};
 
 const ROWS: usize = 4_000_000;
@@ -68,7 +65,7 @@ fn split(blocks: &[RecordBatch], parts: usize) -> Vec<Vec<RecordBatch>> {
 }
 
 fn new_state(plan: &dyn QueryPlan) -> BatchState {
-    let partition = |spec| Arc::new(Mutex::new(state::MemoryState::new(spec))) as Arc<Mutex<dyn StatePartition>>;
+    let partition = |spec| Arc::new(Mutex::new(MemoryPartition::new(spec, 0).unwrap())) as Arc<Mutex<dyn StatePartition>>;
     plan.state().iter().map(|spec| (0..plan.parallelism()).map(|_| partition(spec)).collect()).collect()
 }
 

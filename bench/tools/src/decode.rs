@@ -1,6 +1,6 @@
 //! How fast JSON lines become columns, on one core: all columns, some of them, and Arrow's own reader on the same bytes.
 //!
-//! `cargo bench -p perennial-connectors --bench decode` prints the median of several runs; `RECORDS` sets how many records there are.
+//! `cargo run --release -p perennial-bench --bin perennial-bench-decode` prints the median of several runs; `RECORDS` sets how many records there are.
 
 use std::io::Write;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! How fast the sinks are: greenhouse readings into each of them, and what one write of the local store costs.
 //!
-//! `cargo bench -p perennial-connectors --bench sinks [-- ROWS [FILTER]]`. PostgreSQL and InfluxDB are measured where
+//! `cargo run --release -p perennial-bench --bin perennial-bench-sinks [-- ROWS [FILTER]]`. PostgreSQL and InfluxDB are measured where
 //! `PERENNIAL_TEST_POSTGRES` and `PERENNIAL_TEST_INFLUXDB` say where they are.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark may stop at the first surprise")]

@@ -331,13 +331,12 @@ def first_commit(output, started):
     return min(times) - started if times else None
 
 
-def batch_times(log):
-    """How long the batches took, in milliseconds, sorted, for those who log as Perennial does."""
-    times = []
-    for line in Path(log).read_text(errors="replace").splitlines():
-        if '"batch committed"' in line and line.startswith("{"):
-            times.append(json.loads(line)["millis"])
-    return sorted(times)
+def batches(log):
+    """How long the batches took, in milliseconds, sorted, and which share of that the checkpoint took, for those who log as Perennial does."""
+    lines = Path(log).read_text(errors="replace").splitlines()
+    found = [json.loads(line) for line in lines if '"batch committed"' in line and line.startswith("{")]
+    times = sorted(batch["millis"] for batch in found)
+    return times, sum(batch["checkpoint_millis"] for batch in found) / sum(times) if times else None
 
 
 def percentile(values, share):
@@ -382,7 +381,7 @@ def measure(runner, command, task, output, log):
         result["cpu_seconds"] = usage.ru_utime + usage.ru_stime
     result["runner"] = runner.name
     result["first_commit_seconds"] = first_commit(output, started)
-    result["batch_millis"] = batch_times(log)
+    result["batch_millis"], result["checkpoint_share"] = batches(log)
     return result
 
 
@@ -406,7 +405,7 @@ def table(results):
         return f"{result['records'] / result[key]:,.0f}" if result.get(key) else "-"
 
     def row(result):
-        commit, batches = result["first_commit_seconds"], result["batch_millis"]
+        commit, batches, share = (result[name] for name in ("first_commit_seconds", "batch_millis", "checkpoint_share"))
         return [
             f"{result['runner']} {result.get('version', '')}".strip(),
             rate(result),
@@ -416,11 +415,12 @@ def table(results):
             f"{result['cpu_seconds']:.1f}",
             f"{result['peak_rss_bytes'] / 1e6:.0f}",
             f"{commit * 1000:.0f} ms" if commit is not None else "-",
-            "/".join(str(percentile(batches, share)) for share in (0.5, 0.9, 1)) + " ms" if batches else "-",
+            "/".join(str(percentile(batches, of)) for of in (0.5, 0.9, 1)) + " ms" if batches else "-",
+            f"{share:.0%}" if share is not None else "-",
             f"{result['check']['rows']:,}" + ("" if result["check"]["agrees"] else " WRONG"),
         ]
 
-    rows = [["runner", "records/s", "warm", "MB/s", "seconds", "CPU s", "peak MB", "1st commit", "batch 50/90/100%", "rows"]]
+    rows = [["runner", "records/s", "warm", "MB/s", "seconds", "CPU s", "peak MB", "1st commit", "batch 50/90/100%", "checkpoint", "rows"]]
     rows += [row(result) for result in results]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for cells in rows:

@@ -65,7 +65,8 @@ fn split(blocks: &[RecordBatch], parts: usize) -> Vec<Vec<RecordBatch>> {
 }
 
 fn new_state(plan: &dyn QueryPlan) -> BatchState {
-    let partition = |spec| Arc::new(Mutex::new(MemoryPartition::new(spec, 0).unwrap())) as Arc<Mutex<dyn StatePartition>>;
+    let partition =
+        |spec| Arc::new(Mutex::new(MemoryPartition::new(spec, 0).unwrap())) as Arc<Mutex<dyn StatePartition>>;
     plan.state().iter().map(|spec| (0..plan.parallelism()).map(|_| partition(spec)).collect()).collect()
 }
 

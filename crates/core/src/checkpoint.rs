@@ -9,6 +9,7 @@
 //! <query>/_perennial/epochs/E   one file per process that ever owned the checkpoint
 //! <query>/_perennial/metadata   a copy of metadata
 //! <query>/_perennial/sources/…  checksums of the files in sources/
+//! <query>/_perennial/plans/…    what a form of the query keeps, by the digest of its plan
 //! <query>/_perennial/aside/…    what a repair or a rewind took away
 //! ```
 //!

@@ -33,10 +33,14 @@ pub enum Stage {
     Watermark,
 }
 
+/// How the name in [`DeadLetter::source`] begins where the letter is no record of a source, but a row of the result of the query that
+/// follows: the sink refused it, and the records that it came from are in the state. It cannot be run again.
+pub const RESULT_OF: &str = "result of ";
+
 /// One record that failed.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
-    /// Name of the source.
+    /// Name of the source; see [`RESULT_OF`].
     pub source: String,
     /// The record exactly as read. For sources of rows, the value is the row as JSON.
     pub record: RawRecord,

@@ -334,13 +334,18 @@ fn numbered(rows: &RecordBatch, first: RowNumber) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
 }
 
-/// A row of a source that has no raw bytes, as JSON.
-fn row_as_record(rows: &RecordBatch, row: usize, position: &Position) -> Result<RawRecord> {
+/// A row as JSON.
+pub fn row_as_json(rows: &RecordBatch, row: usize) -> Result<Bytes> {
     let mut json = arrow::json::LineDelimitedWriter::new(Vec::new());
     json.write(&rows.slice(row, 1))?;
     json.finish()?;
     let mut value = json.into_inner();
     value.truncate(value.trim_ascii_end().len());
+    Ok(Bytes::from(value))
+}
+
+/// A row of a source that has no raw bytes, as JSON.
+fn row_as_record(rows: &RecordBatch, row: usize, position: &Position) -> Result<RawRecord> {
     let position = match position {
         Position::File { path, offset } => RecordPosition::File { path: path.clone(), offset: offset + row as u64 },
         Position::Sequence { name, first } => {
@@ -353,7 +358,7 @@ fn row_as_record(rows: &RecordBatch, row: usize, position: &Position) -> Result<
             timestamp: timestamps.get(row).copied().unwrap_or(-1),
         },
     };
-    Ok(RawRecord { key: None, value: Some(Bytes::from(value)), position })
+    Ok(RawRecord { key: None, value: Some(row_as_json(rows, row)?), position })
 }
 
 /// The declared columns at `columns`, nullable as decoders give them.

@@ -138,6 +138,8 @@ pub struct JobSpec {
     pub guarantee: Option<Guarantee>,
     /// How many batches can be rewound: logs and state of older ones are removed.
     pub batches_to_retain: u64,
+    /// Whether a query that changed may drop state that it cannot keep.
+    pub accept_state_changes: bool,
     /// How state is kept.
     pub state: StateOptions,
     /// What state and batches may hold.

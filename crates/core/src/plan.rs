@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use crate::error::{Error, Result, class};
 use crate::layout::OperatorLayout;
+use crate::shape::PlanShape;
 use crate::sink::{BatchId, RowStream};
 use crate::state::{StatePartition, StateSpec};
 
@@ -141,6 +142,17 @@ pub trait QueryPlan: Send + Sync {
 
     /// A canonical text of the plan as far as the state depends on it: a checkpoint is only continued by a plan with the same text.
     fn fingerprint(&self) -> String;
+
+    /// What it keeps, for comparing it with another form of the query. Empty where the engine does not say: then no state goes on when the
+    /// fingerprint has changed.
+    fn shape(&self) -> PlanShape {
+        PlanShape::default()
+    }
+
+    /// Per state a row with the columns that aggregates have which have seen nothing, where it has such columns.
+    fn empty_state(&self) -> Result<Vec<Option<RecordBatch>>> {
+        Ok(vec![None; self.state().len()])
+    }
 
     /// The plan for people.
     fn explain(&self) -> String;

@@ -26,7 +26,7 @@ pub struct Phases {
     pub decode: Duration,
     /// Of that: the sink's own time, in which it did not wait for rows.
     pub sink: Duration,
-    /// Making state durable.
+    /// Making state durable, as far as it took longer than the sink.
     pub state: Duration,
     /// Writing dead letters.
     pub dead_letters: Duration,

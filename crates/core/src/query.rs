@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
+use arrow::compute::filter_record_batch;
+use futures::channel::oneshot;
 use futures::future::{self, try_join_all};
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use serde_json::{Map, json};
 
@@ -15,11 +18,11 @@ use crate::checkpoint::{
     Part as CheckpointPart, Recovery, oldest_to_keep, recover,
 };
 use crate::crash::CrashPoint;
-use crate::dead_letter::{DeadLetter, DeadLetters, LetterBatch, Mark, Outcome, timestamp_text};
+use crate::dead_letter::{DeadLetter, DeadLetters, LetterBatch, Mark, Outcome, RESULT_OF, Stage, timestamp_text};
 use crate::env::Env;
 use crate::error::{Error, ErrorClass, ErrorKind, Result, ResultExt, class};
 use crate::guarantee::{self, Computed};
-use crate::intake::{Gate, Intake, Reading, Take};
+use crate::intake::{Gate, Intake, Reading, Take, row_as_json};
 use crate::isolate::{Guilty, PrefixSearch, RowNumber, RowSet, Search, StreamId};
 use crate::job::{JobSpec, QuerySpec, Trigger};
 use crate::memory::MemoryBudget;
@@ -29,15 +32,20 @@ use crate::on_error::Reaction;
 use crate::pace::{Pace, Took};
 use crate::plan::{BatchInfo, Execution, PlanInput, PlanOutcome};
 use crate::progress::{BatchReport, Observer, Phases, QueryState, SourceProgress};
+use crate::records::{RawRecord, RecordPosition};
 use crate::replay::{ReplayRequest, Replayed};
+use crate::shape::{self, Changes};
 use crate::sink::{BatchId, RowStream, Sink, SinkBatch, SinkContext, Written};
 use crate::source::{InputStream, Lag, ReadLimit, Source, SourceContext};
-use crate::state::{StateRef, StateStore};
+use crate::state::{Conversion, StateOptions, StateRef, StateStore};
 use crate::table::OpenTable;
 use crate::watermark::{WatermarkAfterRestart, Watermarks};
 
 /// How often a query asks its sources for their lag, which may cost a round trip.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A batch that takes longer than this looks at the fence again between two blocks of rows.
+const FENCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a query looks whether somebody asked to replay dead letters.
 const REPLAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -114,6 +122,8 @@ struct Meters {
     rows: Arc<Meter>,
     /// The sink's own time in the last attempt.
     sink: Duration,
+    /// How much longer than the sink the state took in the last attempt.
+    state: Duration,
 }
 
 struct OpenSource {
@@ -155,8 +165,12 @@ struct Processed {
     intake: Arc<Intake>,
     outcome: PlanOutcome,
     written: Written,
-    /// Records that were late and go to the dead letters.
+    /// The state after the batch, durable.
+    state: Option<StateRef>,
+    /// Letters beside those of the intake: records that were late.
     late: Vec<DeadLetter>,
+    /// Rows of the result that the sink refused. They are no records: the records that they came from are in the state.
+    refused: Vec<DeadLetter>,
 }
 
 struct Executed {
@@ -213,7 +227,7 @@ impl Query {
         }
         let plan_digest = plan_digest(spec.plan.as_ref());
         // The newest batch of which everything is sound, its state included.
-        let (recovery, base, state, restored) = loop {
+        let (recovery, base, state, restored, changes) = loop {
             let recovery = recover(&found)?;
             // An older batch than those that were looked at may be damaged, too.
             let base = match recovery.base() {
@@ -226,10 +240,16 @@ impl Query {
                 },
                 None => None,
             };
-            if let Some((_, offsets, _)) = &base {
-                belongs(spec, offsets, &plan_digest)?;
-            }
             let version = base.as_ref().and_then(|(_, _, commit)| commit.perennial.as_ref()?.state.as_ref());
+            let last = base.as_ref().map(|(_, offsets, _)| offsets);
+            let changes = compare(job, spec, &log, (last, version), recovery, &plan_digest).await?;
+            let conversion = match &changes {
+                Some(changes) => {
+                    let (epoch, origins) = (log.epoch(), changes.origins.clone());
+                    Some(Arc::new(Conversion { epoch, origins, empty: spec.plan.empty_state()? }))
+                }
+                None => None,
+            };
             if let Some((batch, _, commit)) = &base
                 && commit.perennial.is_none()
                 && !spec.plan.state().is_empty()
@@ -252,10 +272,10 @@ impl Query {
                 spec.plan.parallelism(),
                 Arc::new(partition_of),
                 version,
-                job.state.clone(),
+                StateOptions { conversion, ..job.state.clone() },
             );
             match (opened.await, &base) {
-                (Ok((state, restored)), _) => break (recovery, base, state, restored),
+                (Ok((state, restored)), _) => break (recovery, base, state, restored, changes),
                 (Err(error), Some((batch, ..))) if error.kind() == ErrorKind::Corrupt => {
                     found.damage.push(Damage { part: CheckpointPart::State, batch: *batch, why: error.to_string() });
                 }
@@ -269,7 +289,7 @@ impl Query {
         if let Recovery::RunAgain { from, last } = recovery {
             for batch in from..=last {
                 let entry = log.read_offsets(batch).await?;
-                belongs(spec, &entry, &plan_digest)?;
+                same_sources(spec, &entry)?;
                 logged.push_back((batch, entry));
             }
             if found.repeats_commits(recovery) {
@@ -281,6 +301,13 @@ impl Query {
             tracing::warn!(query = %spec.name, "the checkpoint was mended: {repair}");
             job.observer.repaired(&spec.name, &repair);
         }
+        for change in changes.iter().flat_map(|changes| &changes.kept) {
+            tracing::info!(query = %spec.name, "the query changed: {change}");
+        }
+        for loss in changes.iter().flat_map(|changes| &changes.lost) {
+            tracing::warn!(query = %spec.name, "the query changed, as was agreed: {loss}");
+        }
+        log.write_shape(&plan_digest, &spec.plan.shape()).await?;
         let committed = recovery.base();
         let (mut ends, mut last_watermark_ms, mut last_timestamp_ms) = (vec![None; sources.len()], 0, 0);
         let mut watermark_moved = false;
@@ -349,6 +376,7 @@ impl Query {
                 decode: Meter::new(job.env.clock.clone()),
                 rows: Meter::new(job.env.clock.clone()),
                 sink: Duration::ZERO,
+                state: Duration::ZERO,
             },
             spec: spec.clone(),
         })
@@ -471,21 +499,17 @@ impl Query {
         phases.log_offsets = watch.lap();
 
         self.refresh_tables(batch.id).await?;
-        let Processed { intake, outcome, written, late } = self.process(batch).await?;
-        phases.execute = watch.lap();
+        let Processed { intake, outcome, written, state, late, refused } = self.process(batch).await?;
+        phases.state = self.meters.state;
+        phases.execute = watch.lap().saturating_sub(phases.state);
         phases.read = self.meters.read.total();
         phases.decode = self.meters.decode.total();
         phases.sink = self.meters.sink;
 
-        let state = match self.spec.plan.state() {
-            [] => None,
-            _ => Some(self.state.stage(batch.id + 1, self.log.epoch()).await.at(|| "state".into())?),
-        };
-        phases.state = watch.lap();
-
         let mut letters = intake.take_letters();
         letters.extend(late);
-        let counts = self.account(batch, &intake, &outcome, written, letters.len() as u64);
+        let counts = self.account(batch, &intake, &outcome, written, [letters.len(), refused.len()]);
+        letters.extend(refused);
         let mut by_class = BTreeMap::new();
         letters.iter().for_each(|letter| *by_class.entry(letter.class.code).or_insert(0) += 1);
         let replayed = batch.replay.as_ref().map(|replay| replay.outcomes(&letters)).transpose()?.unwrap_or_default();
@@ -563,9 +587,14 @@ impl Query {
         let class = error.class().code;
         let take = match self.spec.on_error.reaction(error.class()) {
             Reaction::Isolate if error.class() == class::EXPRESSION_FAILED || self.can_probe() => {
-                let guilty = self.isolate(batch, error).await?;
+                let guilty = self.isolate(batch, None, error).await?;
                 tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, rows = guilty.len(), "rows that fail go to the dead letters");
                 Take::Without(Arc::new(guilty))
+            }
+            Reaction::Isolate if self.sink.can_probe() => {
+                self.state.abort();
+                let processed = self.attempt_without_refused(batch, error).await?;
+                return self.with_late(batch, &Take::All, processed).await;
             }
             Reaction::DeadLetterBatch => {
                 tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class, "all rows of the batch go to the dead letters: {error}");
@@ -658,18 +687,90 @@ impl Query {
         self.spec.plan.state().is_empty() && self.sink.can_probe()
     }
 
+    /// From the sources to the sink, once.
     async fn attempt(&mut self, batch: &Planned, take: &Take, again: bool) -> Result<Processed> {
         let (intake, execution) = self.begin(batch, take).await?;
+        self.deliver(batch, again, intake, execution).await
+    }
+
+    /// The same without the rows of the result that the sink refuses.
+    async fn attempt_without_refused(&mut self, batch: &Planned, error: Error) -> Result<Processed> {
+        let class = error.class();
+        let (intake, Execution { rows, outcome }) = self.begin(batch, &Take::All).await?;
+        // One result is tried in parts and written in the end: another run of the plan may give its rows in another order.
+        let result = ResultRows(rows.try_collect().await.map_err(|error| self.blame.on(error))?);
+        let guilty = self.isolate(batch, Some(&result), error).await?;
+        tracing::warn!(query = %self.spec.name, batch = batch.id, error_class = class.code, rows = guilty.len(), "rows of the result that the sink refuses go to the dead letters");
+        let refused = result.letters(&self.spec.name, &guilty)?;
+        let left = result.all().without(guilty.iter().map(|guilty| (guilty.stream, guilty.row)));
+        let rows = stream::iter(result.only(&left)?.into_iter().map(Ok)).boxed();
+        let processed = self.deliver(batch, true, intake, Execution { rows, outcome }).await?;
+        Ok(Processed { refused, ..processed })
+    }
+
+    /// The rows go to the sink. When it has seen all of them, the state is what it will be: then what the batch changed of it is made durable
+    /// while the sink finishes its work.
+    async fn deliver(
+        &mut self,
+        batch: &Planned,
+        again: bool,
+        intake: Arc<Intake>,
+        execution: Execution,
+    ) -> Result<Processed> {
         let sink_batch = self.sink_batch(batch, again);
         self.env.crash.pass(CrashPoint::BeforeSink).await;
-        let began = self.env.clock.monotonic();
-        let written = self.sink.write(&sink_batch, execution.rows).await;
-        let took = self.env.clock.monotonic().saturating_sub(began);
-        self.meters.sink = took.saturating_sub(self.meters.rows.total());
+        let (clock, crash, epoch) = (self.env.clock.clone(), self.env.crash.clone(), self.log.epoch());
+        let (ended, end) = oneshot::channel();
+        let rows = tell_end(self.fenced(execution.rows), ended);
+        let (sink, state, keeps) = (&self.sink, &mut self.state, !self.spec.plan.state().is_empty());
+        let began = clock.monotonic();
+        let write = async {
+            let written = sink.write(&sink_batch, rows).await;
+            let at = clock.monotonic();
+            if written.is_ok() {
+                crash.pass(CrashPoint::AfterSink).await;
+            }
+            (written, at)
+        };
+        let stage = async {
+            // Rows that did not all come leave no state.
+            match end.await.is_ok() && keeps {
+                true => state.stage(batch.id + 1, epoch).await.at(|| "state".into()).map(Some),
+                false => Ok(None),
+            }
+        };
+        let ((written, wrote), state) = future::join(write, stage).await;
+        self.meters.sink = wrote.saturating_sub(began).saturating_sub(self.meters.rows.total());
+        self.meters.state = clock.monotonic().saturating_sub(wrote);
         self.attempted = intake.read();
         let written = written.map_err(|error| self.blame.on(error))?;
-        self.env.crash.pass(CrashPoint::AfterSink).await;
-        Ok(Processed { intake, outcome: (execution.outcome)()?, written, late: Vec::new() })
+        let state = state?;
+        if keeps && state.is_none() {
+            return Err(Error::bug("the sink took a batch without having seen all of its rows"));
+        }
+        Ok(Processed { intake, outcome: (execution.outcome)()?, written, state, late: Vec::new(), refused: Vec::new() })
+    }
+
+    /// Rows on their way to the sink. Who stood still for a while, and may have been taken over, looks at the fence before the sink gets more
+    /// of them, or learns that these were all.
+    fn fenced(&self, rows: RowStream) -> RowStream {
+        let (clock, log) = (self.env.clock.clone(), self.log.clone());
+        let looked = clock.monotonic();
+        let look = move |(mut rows, mut looked): (RowStream, Duration)| {
+            let (clock, log) = (clock.clone(), log.clone());
+            async move {
+                let next = rows.next().await;
+                let now = clock.monotonic();
+                if now.saturating_sub(looked) >= FENCE_INTERVAL {
+                    if let Err(error) = log.check_fence().await {
+                        return Some((Err(error), (stream::empty().boxed(), now)));
+                    }
+                    looked = now;
+                }
+                next.map(|next| (next, (rows, looked)))
+            }
+        };
+        stream::unfold((rows, looked), look).boxed()
     }
 
     /// The rows of a batch, running.
@@ -694,26 +795,27 @@ impl Query {
         }
     }
 
-    /// Finds the rows that are at fault for an error. Gives the error back where it is not the fault of single rows.
-    async fn isolate(&mut self, batch: &Planned, error: Error) -> Result<Vec<Guilty>> {
-        let mut rows = RowSet::default();
-        for (number, open) in self.sources.iter().enumerate() {
-            for (stream, blocks) in self.streams(batch, number).await?.into_iter().enumerate() {
-                rows.push((number, stream), 0..open.gate.count(blocks).await?);
-            }
-        }
+    /// Finds the rows that are at fault for an error: of the result where one is given, else of the input. Gives the error back where it is not
+    /// the fault of single rows.
+    async fn isolate(&mut self, batch: &Planned, result: Option<&ResultRows>, error: Error) -> Result<Vec<Guilty>> {
+        let rows = match result {
+            Some(result) => result.all(),
+            None => self.count_rows(batch).await?,
+        };
         let (class, message) = (error.class(), error.to_string());
         let mut search = Search::new(rows.clone(), error);
         while let Some(rows) = search.next() {
-            search.tell(self.try_rows(batch, rows, class).await?);
+            search.tell(self.try_rows(batch, rows, result, class).await?);
         }
         let mut guilty = search.guilty();
         if class == class::CONSTRAINT_VIOLATION {
             // What is left may still fail together: a key that comes twice.
             let found = guilty.unwrap_or_default();
             let rest = rows.without(found.iter().map(|guilty| (guilty.stream, guilty.row)));
-            guilty =
-                self.isolate_repeated(batch, rest, class).await?.map(|more| found.into_iter().chain(more).collect());
+            guilty = self
+                .isolate_repeated(batch, rest, result, class)
+                .await?
+                .map(|more| found.into_iter().chain(more).collect());
         }
         let mut guilty = guilty.ok_or_else(|| Error::new(class, message))?;
         guilty.sort_by_key(|guilty| (guilty.stream, guilty.row));
@@ -725,18 +827,44 @@ impl Query {
         &mut self,
         batch: &Planned,
         rows: RowSet,
+        result: Option<&ResultRows>,
         class: &'static ErrorClass,
     ) -> Result<Option<Vec<Guilty>>> {
-        let Err(error) = self.try_rows(batch, rows.clone(), class).await? else { return Ok(Some(Vec::new())) };
+        let Err(error) = self.try_rows(batch, rows.clone(), result, class).await? else { return Ok(Some(Vec::new())) };
         let mut search = PrefixSearch::new(rows, error);
         while let Some(rows) = search.next() {
-            search.tell(self.try_rows(batch, rows, class).await?);
+            search.tell(self.try_rows(batch, rows, result, class).await?);
         }
         Ok(search.guilty())
     }
 
+    /// All rows of the input of a batch.
+    async fn count_rows(&self, batch: &Planned) -> Result<RowSet> {
+        let mut rows = RowSet::default();
+        for (number, open) in self.sources.iter().enumerate() {
+            for (stream, blocks) in self.streams(batch, number).await?.into_iter().enumerate() {
+                rows.push((number, stream), 0..open.gate.count(blocks).await?);
+            }
+        }
+        Ok(rows)
+    }
+
     /// Tries some rows, for nothing but whether they fail with an error of this class: against the plan, or against the sink.
-    async fn try_rows(&mut self, batch: &Planned, rows: RowSet, class: &'static ErrorClass) -> Result<Result<()>> {
+    async fn try_rows(
+        &mut self,
+        batch: &Planned,
+        rows: RowSet,
+        result: Option<&ResultRows>,
+        class: &'static ErrorClass,
+    ) -> Result<Result<()>> {
+        if let Some(result) = result {
+            let rows = stream::iter(result.only(&rows)?.into_iter().map(Ok)).boxed();
+            let tried = self.sink.probe(&self.sink_batch(batch, true), rows).await;
+            return match tried.map_err(|error| self.blame.on(error)) {
+                Err(error) if error.class() != class => Err(error),
+                tried => Ok(tried),
+            };
+        }
         self.state.abort();
         let (_, execution) = self.begin(batch, &Take::Only(Arc::new(rows))).await?;
         let tried = match class == class::EXPRESSION_FAILED {
@@ -947,7 +1075,7 @@ impl Query {
         intake: &Intake,
         outcome: &PlanOutcome,
         written: Written,
-        letters: u64,
+        [letters, refused]: [usize; 2],
     ) -> BatchCounts {
         let counts = BatchCounts {
             read: intake.read(),
@@ -955,7 +1083,8 @@ impl Query {
             held: outcome.held,
             filtered: outcome.filtered,
             late: outcome.late,
-            dead_lettered: letters,
+            dead_lettered: letters as u64,
+            refused: refused as u64,
             dropped: intake.dropped(),
             multiplied: outcome.multiplied + intake.repeated(),
         };
@@ -1195,8 +1324,121 @@ fn may_repeat(found: &Found, from: BatchId, last: BatchId, guarantee: &Computed)
     Ok(format!("{reasons}; {batches} again from the logged range, which restores exactly what was lost"))
 }
 
-/// Refuses a checkpoint that this form of the query cannot continue.
-fn belongs(spec: &QuerySpec, entry: &OffsetEntry, plan_digest: &str) -> Result<()> {
+/// How the state goes on with which the last batch ended, where the plan is not the one that wrote it. `None`: it is.
+///
+/// # Errors
+/// `CheckpointMismatch` when state would be lost and nobody agreed to that.
+async fn compare(
+    job: &JobSpec,
+    spec: &QuerySpec,
+    log: &CheckpointLog,
+    (last, state): (Option<&OffsetEntry>, Option<&StateRef>),
+    recovery: Recovery,
+    plan_digest: &str,
+) -> Result<Option<Changes>> {
+    // What Spark wrote has no digest: its state was compared when it was taken over.
+    let differs = |entry: &OffsetEntry| !entry.plan.is_empty() && entry.plan != plan_digest;
+    let mut changes = None;
+    if let Some(last) = last {
+        same_sources(spec, last)?;
+        if differs(last) {
+            let (rows, now) = (state.map_or(&[][..], |state| &state.rows), spec.plan.shape());
+            changes = Some(match log.read_shape(&last.plan).await? {
+                Some(before) => shape::compare(&before, &now, rows),
+                None => shape::unknown(&now, rows),
+            });
+        }
+    }
+    if let Recovery::RunAgain { from, last } = recovery {
+        for batch in from..=last {
+            let entry = log.read_offsets(batch).await?;
+            if differs(&entry) && !spec.plan.state().is_empty() {
+                let begun = format!(
+                    "batch {batch} was begun before the change and may have reached the sink; it would run again, as the query is now"
+                );
+                changes.get_or_insert_with(|| Changes::nothing(spec.plan.state().len())).lost.push(begun);
+            }
+        }
+    }
+    match changes {
+        Some(changes) if !changes.lost.is_empty() && !job.accept_state_changes => Err(Error::new(
+            class::CHECKPOINT_MISMATCH,
+            format!(
+                "the query changed, and not all of its state can be kept: {}. With --accept-state-changes it goes on without that; else \
+                 restore the query, or use another checkpoint directory",
+                changes.lost.join("; ")
+            ),
+        )),
+        changes => Ok(changes),
+    }
+}
+
+/// The rows that a batch gave.
+struct ResultRows(Vec<RecordBatch>);
+
+impl ResultRows {
+    /// The stream that they count as in a [`RowSet`].
+    const STREAM: StreamId = (usize::MAX, 0);
+
+    /// All of them.
+    fn all(&self) -> RowSet {
+        let mut rows = RowSet::default();
+        rows.push(Self::STREAM, 0..self.0.iter().map(|rows| rows.num_rows() as u64).sum());
+        rows
+    }
+
+    /// Those of a set.
+    fn only(&self, set: &RowSet) -> Result<Vec<RecordBatch>> {
+        let mut first = 0;
+        let chosen = self.0.iter().filter_map(|rows| {
+            let mask = set.among(Self::STREAM, first, rows.num_rows());
+            first += rows.num_rows() as u64;
+            mask.map(|mask| Ok(filter_record_batch(rows, &mask)?))
+        });
+        chosen.collect()
+    }
+
+    /// Dead letters of these.
+    fn letters(&self, query: &str, guilty: &[Guilty]) -> Result<Vec<DeadLetter>> {
+        let letter = |guilty: &Guilty| {
+            let mut one = RowSet::default();
+            one.push(Self::STREAM, guilty.row..guilty.row + 1);
+            let row = self.only(&one)?;
+            let row = row.first().ok_or_else(|| Error::bug("a refused row is not in the result"))?;
+            Ok(DeadLetter {
+                source: format!("{RESULT_OF}{query}"),
+                record: RawRecord {
+                    key: None,
+                    value: Some(row_as_json(row, 0)?),
+                    position: RecordPosition::Sequence { name: "result".into(), number: guilty.row },
+                },
+                stage: Stage::Sink,
+                class: guilty.error.class(),
+                message: guilty.error.to_string(),
+                rules: Vec::new(),
+            })
+        };
+        guilty.iter().map(letter).collect()
+    }
+}
+
+/// Rows whose end is told, if they come to it without an error.
+fn tell_end(rows: RowStream, ended: oneshot::Sender<()>) -> RowStream {
+    let step = |(mut rows, mut ended): (RowStream, Option<oneshot::Sender<()>>)| async move {
+        let next = rows.next().await;
+        match (&next, ended.take()) {
+            // Who listened no longer wants to know.
+            (None, Some(ended)) => drop(ended.send(())),
+            (Some(Ok(_)), kept) => ended = kept,
+            _ => {}
+        }
+        Some((next?, (rows, ended)))
+    };
+    stream::unfold((rows, Some(ended)), step).boxed()
+}
+
+/// Refuses a checkpoint of other sources.
+fn same_sources(spec: &QuerySpec, entry: &OffsetEntry) -> Result<()> {
     let names: Vec<&str> = spec.sources.iter().map(|s| s.name.as_str()).collect();
     if !entry.sources.is_empty() && entry.sources != names {
         return Err(Error::new(
@@ -1216,12 +1458,6 @@ fn belongs(spec: &QuerySpec, entry: &OffsetEntry, plan_digest: &str) -> Result<(
                 entry.offsets.len(),
                 names.len()
             ),
-        ));
-    }
-    if !spec.plan.state().is_empty() && !entry.plan.is_empty() && entry.plan != plan_digest {
-        return Err(Error::new(
-            class::CHECKPOINT_MISMATCH,
-            "the query changed in a way that its state does not fit (keys, aggregates, windows or watermark): use another checkpoint directory, or restore the query",
         ));
     }
     Ok(())

@@ -24,6 +24,16 @@ use crate::progress::{BatchReport, Observer, QueryState};
 use crate::sink::BatchId;
 use crate::source::Lag;
 
+/// What a process does for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It runs the job.
+    Active,
+    /// It waits beside the process that does.
+    Standby,
+}
+
 /// The names of the states of a query, for metrics.
 pub const STATE_NAMES: [&str; 9] =
     ["initializing", "started", "waiting", "running", "backing_off", "breaker_open", "paused", "stopped", "failed"];
@@ -354,6 +364,8 @@ pub struct Status {
     pub job: String,
     /// Version of the job.
     pub version: String,
+    /// What the process does for it.
+    pub role: Role,
     /// When the process started, in microseconds since the epoch.
     pub start_micros: i64,
     /// The time of this copy, in microseconds since the epoch.
@@ -470,11 +482,13 @@ impl Status {
         self.recent_errors_micros.iter().filter(|at| **at > from).count()
     }
 
-    /// How the job is.
+    /// How the job is. A process that stands by does its work by waiting.
     pub fn health(&self) -> Health {
         let failed = self.queries.values().filter(|query| query.state == QueryState::Failed).count();
         let errors = self.errors_in_window();
-        if errors >= UNHEALTHY_ERRORS || (failed > 0 && failed == self.queries.len()) {
+        if self.role == Role::Standby {
+            Health::Healthy
+        } else if errors >= UNHEALTHY_ERRORS || (failed > 0 && failed == self.queries.len()) {
             Health::Unhealthy
         } else if self.queries.is_empty() || self.queries.values().any(|q| !q.started && q.state != QueryState::Failed)
         {
@@ -488,7 +502,8 @@ impl Status {
 
     /// What keeps the queries from their work.
     pub fn obstacles(&self) -> Vec<Obstacle> {
-        self.queries.iter().flat_map(|(name, query)| self.obstacles_of(name, query)).collect()
+        let at_work = self.queries.iter().filter(|_| self.role == Role::Active);
+        at_work.flat_map(|(name, query)| self.obstacles_of(name, query)).collect()
     }
 
     fn obstacles_of(&self, name: &str, query: &QueryStatus) -> Vec<Obstacle> {
@@ -560,7 +575,8 @@ impl Status {
     /// input is idle, not stale.
     pub fn is_stale(&self) -> bool {
         let waits = |query| self.waiting_since(query).map(|since| self.seconds_since(since));
-        self.queries.values().filter_map(waits).any(|seconds| seconds > STALE_AFTER.as_secs_f64())
+        self.role == Role::Active
+            && self.queries.values().filter_map(waits).any(|seconds| seconds > STALE_AFTER.as_secs_f64())
     }
 
     /// What a person should do, in the words that people's scripts look for.
@@ -641,6 +657,7 @@ impl StatusBoard {
         let status = Status {
             job: job.into(),
             version: version.into(),
+            role: Role::Active,
             start_micros: now,
             now_micros: now,
             error_window,
@@ -670,6 +687,15 @@ impl StatusBoard {
     /// The disks that the job writes to, and the share of each that is free.
     pub fn set_disks(&self, disks: Vec<(String, f64)>) {
         self.status.lock().disks = disks;
+    }
+
+    /// The process does something else from now on.
+    pub fn take_role(&self, role: Role) {
+        self.update(|status| {
+            status.role = role;
+            let now = status.now_micros;
+            status.queries.values_mut().for_each(|query| query.since_micros = now);
+        });
     }
 
     /// A copy of everything, as it is now.

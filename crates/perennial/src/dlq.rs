@@ -13,7 +13,7 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use perennial_core::checkpoint::request_replay;
 use perennial_core::dead_letter::{
-    DeadLetters, Entry, FileDeadLetters, Mark, Outcome, decode_record, set_value, timestamp_text,
+    DeadLetters, Entry, FileDeadLetters, Mark, Outcome, RESULT_OF, decode_record, set_value, timestamp_text,
 };
 use perennial_core::error::{Error, Result, ResultExt, class};
 use perennial_core::job::{JobSpec, QuerySpec};
@@ -144,7 +144,8 @@ pub async fn to_replay(
     Ok(found.filter(|one| one.is_open() || !filter.ids.is_empty()).partition(|one| !often(one)))
 }
 
-/// Reads the records of entries, mended, as a request for each query. `progress` hears how many entries are read.
+/// Reads the records of entries, mended, as a request for each query. `progress` hears how many entries are read. Entries of rows of a result
+/// ([`RESULT_OF`]) are left out.
 ///
 /// # Errors
 /// Where records cannot be read or mended.
@@ -163,6 +164,9 @@ pub async fn requests(
                 return Err(Error::new(class::CHECKPOINT_CORRUPT, "a record of the dead letters is no object"));
             };
             records.push(record);
+        }
+        if records.first().map(decode_record).transpose()?.is_some_and(|(source, ..)| source.starts_with(RESULT_OF)) {
+            continue;
         }
         if !sets.is_empty() {
             records = mend(job, &one.entry.query, sets, records).await?;

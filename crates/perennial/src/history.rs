@@ -151,13 +151,12 @@ impl Recorder {
         }
     }
 
-    /// Writes down the end.
-    pub async fn end(mut self, stopped: bool, ends: &[QueryEnd]) {
+    /// Writes down the end; `stopped` says why, where the queries did not end by themselves.
+    pub async fn end(mut self, stopped: Option<&str>, ends: &[QueryEnd]) {
         let failed = ends.iter().filter_map(|end| Some((&end.query, end.result.as_ref().err()?)));
         let failed: Vec<String> = failed.map(|(query, error)| format!("{query}: {}", error.class().code)).collect();
         self.run.reason = Some(match (&failed[..], stopped) {
-            ([], true) => "stopped".to_owned(),
-            ([], false) => "completed".to_owned(),
+            ([], stopped) => stopped.unwrap_or("completed").to_owned(),
             (failed, _) => format!("failed ({})", failed.join(", ")),
         });
         self.run.end = Some(timestamp_text(self.history.env.clock.now_micros()));

@@ -68,12 +68,16 @@ pub struct Job {
     pub parallelism: usize,
     /// How many of the last batches keep their logs and state; at least 2.
     pub batches_to_retain: u64,
+    /// For how long this process is taken for alive after its last sign of life, by one that stands by.
+    pub lease: HumanDuration,
     /// Where the state of the queries is while they run.
     pub state: StateSettings,
     /// What state and batches may hold.
     pub memory: MemorySettings,
     /// How the size of batches follows their time; by default it does not.
     pub backpressure: Option<PaceSettings>,
+    /// Whether a query that changed may drop state that it cannot keep; by default it does not start.
+    pub accept_state_changes: bool,
     origin: Option<Origin>,
 }
 
@@ -308,9 +312,11 @@ impl Job {
                 time_zone: "UTC".into(),
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
                 batches_to_retain: job_file::default_batches_to_retain(),
+                lease: job_file::default_lease(),
                 state: StateSettings::default(),
                 memory: MemorySettings::default(),
                 backpressure: None,
+                accept_state_changes: false,
                 origin: None,
                 name,
             },
@@ -458,6 +464,9 @@ impl Job {
         });
         found.check(self.batches_to_retain >= 2, "batches_to_retain", || {
             ("a batch cannot be run again without the one before it".into(), "2 or more")
+        });
+        found.check(self.lease.0 >= Duration::from_millis(100), "lease", || {
+            ("no process can show so often that it is alive".into(), "for example `10 seconds`")
         });
         for name in self.alerts.rules.keys().filter(|name| RULES.iter().all(|rule| rule.name != **name)) {
             found.check(false, &format!("alerts.rules.{name}"), || {
@@ -683,6 +692,10 @@ impl JobBuilder {
         state: StateSettings;
         /// What state and batches may hold.
         memory: MemorySettings;
+        /// Whether a query that changed may drop state that it cannot keep.
+        accept_state_changes: bool;
+        /// For how long this process is taken for alive after its last sign of life.
+        lease: HumanDuration;
     }
 
     fn once(&mut self, first: bool, path: String) {
@@ -714,6 +727,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .alerts(file.alerts.clone())
         .state(file.state.clone())
         .memory(file.memory)
+        .lease(file.lease)
         .time_zone(&file.time_zone);
     builder.job.guarantee = file.guarantee;
     builder.job.backpressure = file.backpressure;

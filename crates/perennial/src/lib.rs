@@ -81,6 +81,7 @@ pub mod progress;
 mod progress_log;
 pub mod run;
 mod scratch;
+mod standby;
 mod wire;
 mod world;
 

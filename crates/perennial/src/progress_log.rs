@@ -57,6 +57,7 @@ impl Observer for ProgressLog {
             return;
         }
         let millis = report.phases.total().as_millis() as u64;
+        let checkpoint_millis = report.phases.checkpoint().as_millis() as u64;
         let watermark = report.next_watermark_ms.map(|ms| timestamp_text(ms * 1000)[..19].to_owned());
         tracing::info!(
             query,
@@ -70,6 +71,7 @@ impl Observer for ProgressLog {
             dropped = counts.dropped,
             watermark,
             millis,
+            checkpoint_millis,
             "batch committed"
         );
         self.warn_of_records(query, report);

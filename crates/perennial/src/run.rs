@@ -6,15 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use perennial_connectors::storage::Lock;
 use perennial_core::ddl;
 use perennial_core::error::{Error, Result};
 use perennial_core::guarantee::Computed;
-use perennial_core::job::{JobSpec, QuerySpec};
+use perennial_core::job::QuerySpec;
+use perennial_core::lease::Lease;
 use perennial_core::progress::Observers;
 use perennial_core::sink::OutputMode;
-use perennial_core::status::{Status, StatusBoard};
+use perennial_core::status::{Role, Status, StatusBoard};
 use perennial_core::supervisor::{self, QueryEnd};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::alerts::Watchman;
 use crate::history::Recorder;
@@ -23,7 +26,11 @@ use crate::job::Job;
 use crate::job_file::{Problem, Trigger};
 use crate::progress::ProgressBook;
 use crate::progress_log::ProgressLog;
-use crate::wire::{Fault, Looked, Planned, Ready};
+use crate::standby::{self, Tenure};
+use crate::wire::{Fault, Looked, Opened, Planned};
+
+/// How often a port that another process has is tried again.
+const PORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A runtime for jobs: one worker per core.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -38,6 +45,8 @@ pub struct RunSummary {
     pub status: Status,
     /// How each query ended.
     pub ends: Vec<QueryEnd>,
+    /// Whether it stopped because another process took the job over.
+    pub taken_over: bool,
 }
 
 impl RunSummary {
@@ -58,6 +67,9 @@ impl fmt::Display for RunSummary {
                 "  {} records read: {} rows written, {} held in state, {} filtered, {} late, {} dropped, {} dead-lettered",
                 c.read, c.written, c.held, c.filtered, c.late, c.dropped, c.dead_lettered
             )?;
+        }
+        if self.taken_over {
+            writeln!(f, "Another process took the job over.")?;
         }
         for (name, error) in self.failed() {
             writeln!(f, "{name} failed: {error}\n  = {} ({})", error.class().recommendation, error.class().code)?;
@@ -85,25 +97,18 @@ impl Watch {
         Ok(Self { listener: Some((http::bind(&job.http.listen, &setting)?, tls.transpose()?)) })
     }
 
-    /// Answers from now on, about what `board` hears, and takes what the job is told. Must be called on the runtime that the job runs on: its
+    /// Answers from now on, about what those who are told hear, and takes what the job is told. Must be called on the runtime that the job runs on: its
     /// heart is what `/health/live` listens to.
-    fn serve(
-        self,
-        job: &Job,
-        spec: &JobSpec,
-        board: Arc<StatusBoard>,
-        progress: Arc<ProgressBook>,
-        stop: CancellationToken,
-    ) -> Result<Option<Watching>> {
+    fn serve(self, job: &Job, opened: &Opened, told: &Told, stop: CancellationToken) -> Result<Option<Watching>> {
         let Some((listener, tls)) = self.listener else { return Ok(None) };
         let heartbeat = Heartbeat::new();
         let beating = tokio::spawn(heartbeat.clone().keep_beating());
         let context = HttpContext {
-            board,
-            progress,
+            board: told.board.clone(),
+            progress: told.book.clone(),
             heartbeat,
-            dead_letters: spec.dead_letters.clone(),
-            controls: spec.controls.clone(),
+            dead_letters: opened.dead_letters.clone(),
+            controls: opened.controls.clone(),
             stop,
             job: Arc::new(job.clone()),
             runtime: tokio::runtime::Handle::current(),
@@ -131,6 +136,32 @@ impl Watching {
 impl Drop for Watching {
     fn drop(&mut self) {
         self.beating.abort();
+    }
+}
+
+/// A server that may have to wait for its port.
+type PatientlyWatching = (Option<Watching>, Option<AbortOnDropHandle<Option<Watching>>>);
+
+/// Who is told how a job goes, and can be asked.
+#[derive(Clone)]
+struct Told {
+    board: Arc<StatusBoard>,
+    book: Arc<ProgressBook>,
+}
+
+impl Told {
+    fn new(job: &Job, opened: &Opened, planned: &Planned) -> Self {
+        let names = job.queries.keys().map(String::as_str);
+        let interval = match job.trigger {
+            Trigger::Every(interval) => interval.0,
+            Trigger::AsFastAsPossible | Trigger::AvailableNow => Duration::ZERO,
+        };
+        let board =
+            StatusBoard::new(opened.env.clock.clone(), &*job.name, &*job.version, names, job.health.error_window.0);
+        Self {
+            board: Arc::new(board.with_trigger(interval).with_memory(planned.memory.clone())),
+            book: Arc::new(ProgressBook::new(job, &opened.env)),
+        }
     }
 }
 
@@ -176,27 +207,71 @@ impl Job {
     pub async fn run(&self, stop: CancellationToken) -> Result<RunSummary> {
         let watch = Watch::bind(self)?;
         let planned = Planned::new(self).await.map_err(|fault| self.wrong(fault))?;
-        let (mut board, mut book) = (None, None);
-        let memory = planned.memory.clone();
-        let ready = Ready::new(self, planned, |env| {
-            let names = self.queries.keys().map(String::as_str);
-            let window = self.health.error_window.0;
-            let interval = match self.trigger {
-                Trigger::Every(interval) => interval.0,
-                Trigger::AsFastAsPossible | Trigger::AvailableNow => Duration::ZERO,
-            };
-            let new = StatusBoard::new(env.clock.clone(), &*self.name, &*self.version, names, window);
-            let new = Arc::new(new.with_trigger(interval).with_memory(memory));
-            let progress = Arc::new(ProgressBook::new(self, env));
-            (board, book) = (Some(new.clone()), Some(progress.clone()));
-            Arc::new(Observers(vec![new, progress, Arc::new(ProgressLog::default())]))
-        })?;
-        let (Some(board), Some(book)) = (board, book) else { return Err(Error::bug("the job has no status board")) };
-        let _watching = watch.serve(self, &ready.spec, board.clone(), book, stop.clone())?;
-        let mut recorder = Recorder::new(self, &ready.spec.env, board.clone());
-        let mut watchman = Watchman::new(self, board.clone(), ready.spec.env.clock.clone())?;
+        let opened = Opened::new(self)?;
+        let lock = opened.lock()?;
+        let told = Told::new(self, &opened, &planned);
+        let _watching = watch.serve(self, &opened, &told, stop.clone())?;
+        self.run_term(planned, opened, told, (None, lock), stop).await
+    }
+
+    /// Stands by: waits beside the process that runs the job until that one stops, dies or gives no more signs of life, and then runs it as
+    /// [`Job::run`] does.
+    ///
+    /// Where the port of `http` is another process's, it is tried again until it is free.
+    pub async fn stand_by(&self, stop: CancellationToken) -> Result<RunSummary> {
+        let planned = Planned::new(self).await.map_err(|fault| self.wrong(fault))?;
+        let opened = Opened::new(self)?;
+        let told = Told::new(self, &opened, &planned);
+        told.board.take_role(Role::Standby);
+        let _watching = self.watch_patiently(&opened, &told, &stop)?;
+        let Some(taken) = standby::wait(self, &opened, &stop).await? else {
+            return Ok(RunSummary { status: told.board.snapshot(), ends: Vec::new(), taken_over: false });
+        };
+        told.board.take_role(Role::Active);
+        self.run_term(planned, opened, told, taken, stop).await
+    }
+
+    /// Answers about a job, as soon as its port is free.
+    fn watch_patiently(&self, opened: &Opened, told: &Told, stop: &CancellationToken) -> Result<PatientlyWatching> {
+        let error = match Watch::bind(self) {
+            Ok(watch) => return Ok((watch.serve(self, opened, told, stop.clone())?, None)),
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "health and metrics are not shown before the port is free");
+        let (job, opened, told, stop) = (self.clone(), opened.clone(), told.clone(), stop.clone());
+        let bind_later = async move {
+            loop {
+                tokio::time::sleep(PORT_INTERVAL).await;
+                if let Ok(watch) = Watch::bind(&job) {
+                    let served = watch.serve(&job, &opened, &told, stop);
+                    return served.unwrap_or_else(|error| {
+                        tracing::warn!(%error, "health and metrics are not shown");
+                        None
+                    });
+                }
+            }
+        };
+        Ok((None, Some(AbortOnDropHandle::new(tokio::spawn(bind_later)))))
+    }
+
+    /// Runs the job, with signs of life.
+    async fn run_term(
+        &self,
+        planned: Planned,
+        opened: Opened,
+        Told { board, book }: Told,
+        (lease, lock): (Option<Lease>, Option<Lock>),
+        stop: CancellationToken,
+    ) -> Result<RunSummary> {
+        let observer = Arc::new(Observers(vec![board.clone(), book, Arc::new(ProgressLog::default())]));
+        let mut recorder = Recorder::new(self, &opened.env, board.clone());
+        let mut watchman = Watchman::new(self, board.clone(), opened.env.clock.clone())?;
+        let spec = opened.spec(self, planned, observer)?;
+        // Whoever takes over ends this term, which must not look like a wish of the caller.
+        let term = stop.child_token();
+        let tenure = Tenure::begin(self, &opened, lease, lock, term.clone());
         let ends = tokio::select! {
-            ends = supervisor::run(ready.spec.clone(), stop.clone()) => ends,
+            ends = supervisor::run(spec, term) => ends,
             () = recorder.keep_writing() => Vec::new(),
             () = watchman.watch() => Vec::new(),
         };
@@ -204,8 +279,12 @@ impl Job {
             // The last thing that this process can tell is that it gave up.
             watchman.look().await;
         }
-        recorder.end(stop.is_cancelled(), &ends).await;
-        Ok(RunSummary { status: board.snapshot(), ends })
+        let taken_over = tenure.is_lost();
+        let stopped =
+            if taken_over { Some("another process took over") } else { stop.is_cancelled().then_some("stopped") };
+        recorder.end(stopped, &ends).await;
+        tenure.end().await;
+        Ok(RunSummary { status: board.snapshot(), ends, taken_over })
     }
 
     /// Looks whether the job can run: plans its SQL, computes its guarantees and, unless told otherwise, connects to everything.

@@ -1,6 +1,6 @@
 //! From a job to what the supervisor runs: plans the SQL, compiles the expectations, opens storage and dead letters.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object_store::ObjectStore;
@@ -9,9 +9,10 @@ use perennial_connectors::format;
 use perennial_connectors::journal::LocalJournal;
 use perennial_connectors::storage::{self, Lock, Storage, StorageOptions};
 use perennial_core::checkpoint::SourceLog;
+use perennial_core::control::Controls;
 use perennial_core::dead_letter::{DeadLetters, FileDeadLetters, Journal};
 use perennial_core::env::Env;
-use perennial_core::error::{Error, Result, ResultExt};
+use perennial_core::error::{Error, ErrorKind, Result, ResultExt};
 use perennial_core::expectation::{Expectation, Expectations};
 use perennial_core::guarantee::{self, Computed};
 use perennial_core::job::{JobSpec, QuerySpec, SourceSpec};
@@ -226,6 +227,7 @@ fn spec(
         guarantee: job.guarantee,
         controls: Arc::default(),
         batches_to_retain: job.batches_to_retain,
+        accept_state_changes: job.accept_state_changes,
         state,
         adopt: Some(Arc::new(Adopter)),
         observer,
@@ -233,24 +235,36 @@ fn spec(
     }
 }
 
-/// A job with its storage open, ready for the supervisor.
-pub(crate) struct Ready {
-    pub spec: JobSpec,
-    /// Keeps other processes off a checkpoint on a local disk for as long as this one lives.
-    _lock: Option<Lock>,
+/// A job with its storage open: checkpoint and dead letters.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    pub env: Env,
+    pub dead_letters: Arc<FileDeadLetters>,
+    pub controls: Arc<Controls>,
+    /// The directory of the checkpoint, where it is on a local disk.
+    pub local: Option<PathBuf>,
 }
 
-impl Ready {
-    /// Opens checkpoint and dead letters.
-    pub fn new(job: &Job, planned: Planned, observer: impl FnOnce(&Env) -> Arc<dyn Observer>) -> Result<Self> {
+impl Opened {
+    /// Opens checkpoint and dead letters. Nobody else is kept off them yet.
+    pub fn new(job: &Job) -> Result<Self> {
         let checkpoint = open_storage(&job.checkpoint, "checkpoint")?;
-        let lock = checkpoint.local.as_deref().map(storage::lock).transpose()?;
         let mut env = world::env(checkpoint.store);
         env.crash = crash::from_environment()?;
-        let observer = observer(&env);
+        let dead_letters = Arc::new(job.open_dead_letters()?.with_crash_points(env.crash.clone()));
+        Ok(Self { env, dead_letters, controls: Arc::default(), local: checkpoint.local })
+    }
+
+    /// Keeps other processes off a checkpoint on a local disk.
+    pub fn lock(&self) -> Result<Option<Lock>> {
+        self.local.as_deref().map(storage::lock).transpose()
+    }
+
+    /// What the supervisor runs.
+    pub fn spec(&self, job: &Job, planned: Planned, observer: Arc<dyn Observer>) -> Result<JobSpec> {
         let state = state(job, &planned.memory)?;
-        let letters = job.open_dead_letters()?.with_crash_points(env.crash.clone());
-        Ok(Self { spec: spec(job, planned, env, Arc::new(letters), observer, state), _lock: lock })
+        let spec = spec(job, planned, self.env.clone(), self.dead_letters.clone(), observer, state);
+        Ok(JobSpec { controls: self.controls.clone(), ..spec })
     }
 }
 
@@ -263,7 +277,14 @@ fn state(job: &Job, memory: &Arc<MemoryBudget>) -> Result<StateOptions> {
         StateBackend::Memory => Backend::Memory,
         StateBackend::Disk => {
             let directory = job.state.directory.clone().unwrap_or_else(|| format!("./state/{}", job.name));
-            let scratch = LocalScratch::new(Path::new(&directory)).at(|| format!("state.directory: {directory}"))?;
+            let scratch = match LocalScratch::new(Path::new(&directory)) {
+                // The process that this one takes over from stands still and has it: there is one beside it.
+                Err(error) if error.kind() == ErrorKind::Fenced => {
+                    LocalScratch::new(Path::new(&format!("{directory}.standby")))
+                }
+                scratch => scratch,
+            };
+            let scratch = scratch.at(|| format!("state.directory: {directory}"))?;
             Backend::Disk(DiskOptions { scratch: Arc::new(scratch), cache_bytes: job.state.cache.0 })
         }
     };

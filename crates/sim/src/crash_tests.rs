@@ -98,6 +98,7 @@ impl World {
             guarantee: Some(Guarantee::ExactlyOnce),
             batches_to_retain: 100,
             state: Default::default(),
+            accept_state_changes: false,
             memory: Default::default(),
             pace: None,
             controls: Default::default(),

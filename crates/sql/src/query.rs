@@ -20,6 +20,7 @@ use perennial_core::Result;
 use perennial_core::error::Error;
 use perennial_core::layout::OperatorLayout;
 use perennial_core::plan::{BatchInfo, BatchState, Execution, FindLate, OperatorProgress, PlanInput, QueryPlan};
+use perennial_core::shape::PlanShape;
 use perennial_core::sink::RowStream;
 use perennial_core::state::StateSpec;
 use tokio::sync::mpsc;
@@ -28,7 +29,7 @@ use tokio::task::JoinSet;
 use crate::batch::Batch;
 use crate::error::{execution_error, planning_error};
 use crate::exec::merge;
-use crate::exec::stateful::{Stateful, is_stateful, operators};
+use crate::exec::stateful::{Stateful, is_stateful, operators, shape};
 use crate::functions::clock::{BatchClock, CLOCK_FUNCTIONS};
 use crate::late::LateFinder;
 use crate::logical::lineage;
@@ -69,6 +70,7 @@ pub(crate) struct StreamQuery {
     deterministic: bool,
     expands: bool,
     fingerprint: String,
+    shape: PlanShape,
     explain: String,
 }
 
@@ -94,6 +96,7 @@ impl StreamQuery {
         schema.metadata = unique_key(logical).map(|key| (UNIQUE_KEY.to_owned(), key)).into_iter().collect();
         Ok(Self {
             fingerprint: fingerprint(&operators, &inputs),
+            shape: PlanShape { operators: operators.iter().map(|operator| shape(*operator)).collect() },
             explain: explain(logical, &inputs, &state),
             deterministic: deterministic(logical)?,
             operators: operators.iter().map(|operator| operator.name()).collect(),
@@ -153,6 +156,20 @@ impl QueryPlan for StreamQuery {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    fn shape(&self) -> PlanShape {
+        self.shape.clone()
+    }
+
+    fn empty_state(&self) -> Result<Vec<Option<RecordBatch>>> {
+        let operators = operators(&self.physical);
+        let of = |spec: &StateSpec| {
+            let owner =
+                operators.iter().find(|operator| operator.state().iter().any(|own| own.operator == spec.operator));
+            owner.map_or(Ok(None), |owner| owner.empty(spec)).map_err(execution_error)
+        };
+        self.state.iter().map(of).collect()
     }
 
     fn explain(&self) -> String {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result, class};
 use crate::offset::Offset;
 use crate::replay::Replayed;
+use crate::shape::PlanShape;
 use crate::state::StateRef;
 use crate::watermark::PartitionMarks;
 
@@ -55,6 +56,19 @@ impl Metadata {
     }
 }
 
+/// `_perennial/plans/<digest>`: what a form of the query keeps.
+pub(super) fn encode_shape(shape: &PlanShape) -> Result<String> {
+    let shape = serde_json::to_value(shape).map_err(|error| Error::bug("the shape of a plan").caused_by(error))?;
+    Ok(seal(json!({ "shape": shape, "perennial": { "format": FORMAT, "crc32c": UNSEALED } }).to_string()))
+}
+
+/// Reads what [`encode_shape`] wrote.
+pub(super) fn decode_shape(text: &str) -> Result<PlanShape> {
+    let mut value: Value = serde_json::from_str(text).map_err(|e| corrupt(format!("it is not JSON: {e}")))?;
+    verify(text, &value["perennial"])?;
+    serde_json::from_value(value["shape"].take()).map_err(|e| corrupt(format!("it is no shape of a plan: {e}")))
+}
+
 /// `offsets/N`: what batch N reads, and the world it runs in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OffsetEntry {
@@ -96,6 +110,9 @@ pub struct BatchCounts {
     pub dropped: u64,
     /// Rows that the query made out of one, beyond the first.
     pub multiplied: u64,
+    /// Rows of the result of a query with state that the sink refused: they are in the dead letters, the records that they came from are in
+    /// the state.
+    pub refused: u64,
 }
 
 impl BatchCounts {

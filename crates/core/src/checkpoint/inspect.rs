@@ -109,7 +109,7 @@ impl Look {
             match name.strip_prefix("state/") {
                 Some(name) => state.contains(name),
                 None => {
-                    let places = ["sources/", "_perennial/sources/"];
+                    let places = ["sources/", "_perennial/sources/", "_perennial/plans/"];
                     *name == "metadata"
                         || *name == "_perennial/metadata"
                         || places.iter().any(|dir| name.starts_with(dir))

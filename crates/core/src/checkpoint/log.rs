@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde_json::json;
 
-use super::format::{CommitEntry, Metadata, OffsetEntry};
+use super::format::{self, CommitEntry, Metadata, OffsetEntry};
 use super::inspect::Inspector;
 use super::recovery::{Damage, Found, Part};
 use super::source_log::SourceLog;
@@ -17,6 +17,7 @@ use crate::crash::CrashPoint;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result, ResultExt, class};
 use crate::replay::ReplayRequest;
+use crate::shape::PlanShape;
 use crate::sink::BatchId;
 
 /// The logs of one query. All paths of a checkpoint are made here.
@@ -283,6 +284,27 @@ impl CheckpointLog {
         self.create(&self.path("offsets", batch), entry.encode().into()).await?;
         self.env.crash.pass(CrashPoint::AfterOffsets).await;
         Ok(())
+    }
+
+    /// What the form of the query keeps whose plan has this digest, where that was written down. A damaged note is as good as none.
+    pub async fn read_shape(&self, digest: &str) -> Result<Option<PlanShape>> {
+        let path = self.shape_path(digest);
+        let text = unless_damaged(self.read(&path).await)?;
+        unless_damaged(text.map(|text| format::decode_shape(&text)).transpose().at(|| path.to_string()))
+    }
+
+    /// Writes down what the query keeps, unless that was done before.
+    pub async fn write_shape(&self, digest: &str, shape: &PlanShape) -> Result<()> {
+        if self.read_shape(digest).await?.is_some() {
+            return Ok(());
+        }
+        // Who writes the same digest writes the same.
+        self.env.storage.put(&self.shape_path(digest), format::encode_shape(shape)?.into()).await?;
+        Ok(())
+    }
+
+    fn shape_path(&self, digest: &str) -> Path {
+        self.root.clone().join("_perennial").join("plans").join(digest)
     }
 
     /// The request to replay dead letters with this number, if somebody has made it.

@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
+use super::convert::Conversion;
 use super::file::{self, Content, Decoded, DeltaId, Kind, SCHEMA_VERSION, Section};
 use super::manifest::{SnapshotRef, StateRef, delta_path, snapshot_path};
 use super::partitions::{Operator, blocking, lock};
@@ -23,6 +24,8 @@ pub(super) struct Loader {
     pub dir: Path,
     pub operators: Arc<[Operator]>,
     pub partition_of: PartitionOf,
+    /// How to read what an earlier form of the query wrote.
+    pub conversion: Option<Arc<Conversion>>,
 }
 
 impl Loader {
@@ -148,16 +151,25 @@ impl Loader {
                 format!("{path}: {what}: use another checkpoint, or the query it was written by"),
             )
         };
-        let found = self.operators.iter().position(|operator| operator.spec.operator == section.operator);
-        let (number, operator) = found
-            .map(|number| (number, &self.operators[number]))
-            .filter(|(_, operator)| operator.spec.name == section.name && operator.spec.keys == section.keys)
-            .ok_or_else(|| {
-                mismatch(format!(
-                    "it has state of operator {} ({}, {} key columns), which the query does not have",
-                    section.operator, section.name, section.keys
-                ))
-            })?;
+        let conversion = self.conversion.as_deref();
+        let origin = conversion.map(|conversion| (conversion, conversion.successor(section.operator)));
+        let found = match &origin {
+            Some((_, successor)) => {
+                // Nobody goes on with it.
+                let Some((number, origin)) = successor else { return Ok(()) };
+                (origin.name == section.name && origin.keys == section.keys).then_some(*number)
+            }
+            None => self.operators.iter().position(|operator| {
+                let spec = &operator.spec;
+                (spec.operator, &spec.name, spec.keys) == (section.operator, &section.name, section.keys)
+            }),
+        };
+        let (number, operator) = found.map(|number| (number, &self.operators[number])).ok_or_else(|| {
+            mismatch(format!(
+                "it has state of operator {} ({}, {} key columns), which the query does not have",
+                section.operator, section.name, section.keys
+            ))
+        })?;
         if section.schema_version > SCHEMA_VERSION {
             return Err(Error::new(
                 class::CHECKPOINT_NEWER,
@@ -172,8 +184,16 @@ impl Loader {
             Content::Rows => layout.schema(),
             Content::Removed => layout.key_schema(),
         };
+        let origin = origin.and_then(|(conversion, successor)| Some((conversion, successor?.1)));
         let check = |schema: &Schema| {
-            if types(schema).eq(types(expected)) {
+            let fits = match &origin {
+                Some((_, origin)) => {
+                    let width = if section.content == Content::Rows { origin.width } else { origin.keys };
+                    schema.fields().len() == width
+                }
+                None => types(schema).eq(types(expected)),
+            };
+            if fits {
                 return Ok(());
             }
             Err(mismatch(format!(
@@ -185,6 +205,10 @@ impl Loader {
             )))
         };
         file::decode_section(path, section, bytes, check, |batch| {
+            let batch = match origin {
+                Some((conversion, origin)) => conversion.convert(number, origin, &batch, expected)?,
+                None => batch,
+            };
             for (partition, rows) in self.spread(number, batch)? {
                 let partition = &operator.partitions[partition];
                 match section.content {

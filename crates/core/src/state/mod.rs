@@ -24,6 +24,7 @@
 
 mod arena;
 mod backend;
+mod convert;
 mod disk;
 mod expiry;
 mod file;
@@ -42,6 +43,7 @@ use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::datatypes::SchemaRef;
 
 pub use backend::{Backend, DiskOptions, Scratch};
+pub use convert::{ColumnOrigin, Conversion, StateOrigin};
 pub use file::DeltaId;
 pub use manifest::{DeltaRun, SnapshotRef, StateRef};
 pub use memory::MemoryPartition;

@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::backend::Backend;
+use super::convert::Conversion;
 use super::file::{self, Content, DeltaId, Header, Kind, Outcome, Section};
 use super::loader::Loader;
 use super::manifest::{SnapshotRef, StateRef, delta_path};
@@ -46,6 +47,8 @@ pub struct StateOptions {
     pub part_bytes: usize,
     /// The memory that the rows count against.
     pub memory: Arc<MemoryBudget>,
+    /// How the version that is opened becomes one of the query, where an earlier form of it wrote it.
+    pub conversion: Option<Arc<Conversion>>,
 }
 
 impl Default for StateOptions {
@@ -57,6 +60,7 @@ impl Default for StateOptions {
             max_deltas: 500,
             part_bytes: 8 << 20,
             memory: Arc::default(),
+            conversion: None,
         }
     }
 }
@@ -209,7 +213,26 @@ impl StateStore {
             snapshots: SnapshotStats::default(),
         };
         let report = store.load(at).await?;
+        if let Some(conversion) = store.options.conversion.take() {
+            store.begin_anew(conversion.epoch).await?;
+        }
         Ok((store, report))
+    }
+
+    /// Writes what was loaded as a snapshot on which all that follows is built: the files before it are those of another form of the query.
+    async fn begin_anew(&mut self, epoch: u64) -> Result<()> {
+        if self.current.version == 0 {
+            return Ok(());
+        }
+        self.current.epoch = epoch;
+        let snapshot = Snapshot::of(&self.env, &self.dir, &self.current, self.options.part_bytes, &self.operators.list);
+        let snapshot = snapshot.write().await?;
+        info!(dir = %self.dir, version = snapshot.version, rows = snapshot.rows, bytes = snapshot.bytes, "the converted state was written");
+        self.current.snapshots = vec![snapshot];
+        self.current.deltas_after = snapshot.version;
+        (self.current.deltas, self.current.newest) = (Vec::new(), None);
+        self.chain.clear();
+        Ok(())
     }
 
     /// Whether the partitions are no longer what is committed, because a local disk failed: [`reload`](Self::reload) before the next batch.
@@ -471,7 +494,15 @@ impl StateStore {
 
     async fn restore(&mut self, at: &StateRef) -> Result<RestoreReport> {
         let started = self.env.clock.monotonic();
-        if at.rows.len() != self.formats.len() {
+        let conversion = self.options.conversion.clone();
+        let origin = |number: usize| match &conversion {
+            Some(conversion) => Some(conversion.origins.get(number)?.as_ref()?.state),
+            None => Some(number),
+        };
+        let expected: Vec<u64> = (0..self.formats.len())
+            .map(|number| origin(number).and_then(|old| at.rows.get(old).copied()).unwrap_or(0))
+            .collect();
+        if conversion.is_none() && at.rows.len() != self.formats.len() {
             return Err(Error::new(
                 class::CHECKPOINT_MISMATCH,
                 format!(
@@ -489,12 +520,13 @@ impl StateStore {
         let mut base = None;
         for snapshot in at.snapshots.iter().map(Some).chain(beginning) {
             // Each attempt has partitions of its own: what a failed one left running cannot reach those of the next.
-            let operators = self.empty_operators(&at.rows)?;
+            let operators = self.empty_operators(&expected)?;
             let loader = Loader {
                 env: self.env.clone(),
                 dir: self.dir.clone(),
                 operators: operators.list.as_slice().into(),
                 partition_of: Arc::clone(&self.partition_of),
+                conversion: conversion.clone(),
             };
             match loader.load_snapshot(snapshot).await {
                 Ok(bytes) => {
@@ -527,7 +559,7 @@ impl StateStore {
         report.deltas = self.chain.len() as u64;
         report.bytes += self.chain.iter().map(|(_, bytes)| bytes).sum::<u64>();
         let rows = loader.finish().await?;
-        for ((operator, rows), expected) in operators.list.iter().zip(&rows).zip(&at.rows) {
+        for ((operator, rows), expected) in operators.list.iter().zip(&rows).zip(&expected) {
             if rows != expected {
                 return Err(Error::new(
                     class::CHECKPOINT_CORRUPT,
@@ -541,7 +573,7 @@ impl StateStore {
         }
         report.rows = rows.iter().sum();
         self.operators = operators;
-        self.current = at.clone();
+        self.current = StateRef { rows: expected, ..at.clone() };
         self.current.snapshots.drain(..report.repairs.len().min(at.snapshots.len()));
         report.duration = self.env.clock.monotonic().saturating_sub(started);
         Ok(report)

@@ -532,6 +532,7 @@ fn eager(backend: &Backend) -> StateOptions {
         max_deltas: 4,
         part_bytes: 1,
         memory: Default::default(),
+        conversion: None,
     }
 }
 

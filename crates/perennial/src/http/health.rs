@@ -14,7 +14,7 @@ use perennial_core::checkpoint::BatchCounts;
 use perennial_core::dead_letter::{DeadLetterStats, timestamp_text};
 use perennial_core::progress::QueryState;
 use perennial_core::sink::BatchId;
-use perennial_core::status::{Health, Obstacle, ObstacleKind, QueryStatus, Status, state_name};
+use perennial_core::status::{Health, Obstacle, ObstacleKind, QueryStatus, Role, Status, state_name};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -26,6 +26,8 @@ pub struct Summary {
     /// `initializing` while a query has not got through its start, `healthy` without errors in the window, `degraded` with 1 to 4, `unhealthy` with
     /// 5 or more.
     status: Health,
+    /// `active`, or `standby` while the process waits beside the one that runs the job.
+    role: Role,
     /// Number of the batch that was committed last.
     last_batch_id: Option<BatchId>,
     /// When that was.
@@ -56,6 +58,7 @@ impl Summary {
         let errors_by_type = status.errors_by_type();
         Self {
             status: status.health(),
+            role: status.role,
             last_batch_id: last.map(|batch| batch.id),
             last_processed_at: last.map(|batch| timestamp_text(batch.finished_at_micros)),
             errors_count: errors_by_type.values().sum(),

@@ -14,6 +14,7 @@ use perennial_core::plan::OperatorProgress;
 use perennial_core::policy::Action;
 use perennial_core::progress::{BatchReport, Observer, Phases, QueryState, SourceProgress};
 use perennial_core::source::Lag;
+use perennial_core::status::Role;
 use serde_json::{Value, json};
 
 use super::*;
@@ -208,8 +209,15 @@ async fn health_has_the_documented_fields() {
         &before,
         &json!({"status": "initializing", "last_batch_id": null, "last_processed_at": null, "errors_count": 0, "errors_by_type": {},
                 "batches_processed": 0, "records_processed": 0, "start_time": "2025-11-21T09:00:00.000000", "uptime_seconds": 0,
-                "version": "1.0"}),
+                "version": "1.0", "role": "active"}),
     );
+    // A process that stands by does what it should, however long it takes.
+    world.board.take_role(Role::Standby);
+    let (_, standing_by) = world.at(100_000).get("/health").await;
+    assert_has(&standing_by, &json!({"status": "healthy", "role": "standby"}));
+    assert_eq!(world.get("/health/ready").await.0, 200);
+    world.board.take_role(Role::Active);
+    assert_has(&world.at(0).get("/health").await.1, &json!({"status": "initializing", "role": "active"}));
     world.run();
     let (status, healthy) = world.at(2730).get("/health").await;
     assert_eq!(status, 200);

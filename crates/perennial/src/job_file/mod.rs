@@ -110,6 +110,10 @@ pub struct JobFile {
     /// How many of the last batches keep their logs and their state in the checkpoint, so that one can go back to them; at least 2.
     #[serde(default = "default_batches_to_retain")]
     pub batches_to_retain: u64,
+    /// For how long the process that runs the job is taken for alive after its last sign of life in the checkpoint; it gives three in that time.
+    /// Then a process that was started with `--standby` takes over.
+    #[serde(default = "default_lease")]
+    pub lease: HumanDuration,
     /// Where the state of the queries is while they run.
     #[serde(default)]
     pub state: StateSettings,
@@ -266,6 +270,10 @@ pub struct QuerySettings {
 
 fn yes() -> bool {
     true
+}
+
+pub(crate) fn default_lease() -> HumanDuration {
+    HumanDuration(Duration::from_secs(10))
 }
 
 /// Spark's `spark.sql.streaming.minBatchesToRetain`.

@@ -1,6 +1,10 @@
-//! The program dies at each crash point in turn, without a last word, and is started again: the result is the one without a crash.
+//! The program dies at each crash point in turn, or at any moment, without a last word, and is started again: the result is the one without a
+//! crash.
 
+use std::process::Stdio;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
@@ -153,4 +157,38 @@ fn the_program_can_die_at_any_point() {
     std::thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(worker)));
     });
+}
+
+/// Killed at random moments, as often as `PERENNIAL_PROOF_KILLS` says.
+#[test]
+fn the_program_can_be_killed_at_any_moment() {
+    let wanted: u32 = std::env::var("PERENNIAL_PROOF_KILLS").map_or(12, |n| n.parse().unwrap());
+    let calm = home(JOB);
+    let began = Instant::now();
+    assert_eq!(code(&calm.run()), 0);
+    let (expected, whole) = (results(&calm), began.elapsed());
+    let (kills, runs) = (AtomicU32::new(0), AtomicU32::new(0));
+    let worker = || {
+        while kills.load(Ordering::Relaxed) < wanted {
+            let home = home(JOB);
+            loop {
+                let mut life =
+                    home.command(&["run", "job.yaml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                std::thread::sleep(whole.mul_f64(rand::random::<f64>() * 1.2));
+                if let Some(status) = life.try_wait().unwrap() {
+                    assert!(status.success(), "{:?}: {}", home.path(""), stderr(&home.run()));
+                    break;
+                }
+                life.kill().unwrap();
+                life.wait().unwrap();
+                kills.fetch_add(1, Ordering::Relaxed);
+            }
+            assert_eq!(results(&home), expected);
+            runs.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..2).for_each(|_| drop(scope.spawn(worker)));
+    });
+    println!("{} kills in {} runs of the job, nothing lost, nothing doubled", kills.into_inner(), runs.into_inner());
 }

@@ -6,6 +6,7 @@ mod alerts;
 mod bad_input;
 #[cfg(feature = "kafka")]
 mod bad_kafka;
+mod changed;
 mod checkpoint;
 mod cli;
 mod crashes;
@@ -21,5 +22,6 @@ mod recovery;
 mod refused_rows;
 mod s3;
 mod spark;
+mod standby;
 mod support;
 mod tables;

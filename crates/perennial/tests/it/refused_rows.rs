@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::support::{Home, code, stderr};
+use crate::support::{Home, code, stderr, stdout};
 
 /// A job that copies `id` and `value` to a table.
 fn job(sink: &str, more: &str) -> String {
@@ -71,6 +71,41 @@ fn rows_that_break_a_constraint_and_keys_that_come_twice_are_set_aside() {
     let filtered = (20..5_000).filter(|id| id % 100 == 7).count() as i64;
     assert_eq!(sqlite(&home, "SELECT count(*) FROM rows"), 10 + 4_980 - 2 - filtered);
     assert_eq!(sqlite(&home, "SELECT value FROM rows WHERE id = 77"), 77, "the first of two is written");
+}
+
+/// A row of a query with state comes from many records: it is set aside as it is, and the state keeps what it came from.
+#[test]
+fn a_refused_row_of_a_query_with_state_is_set_aside_and_its_state_goes_on() {
+    let home = with_table("");
+    let sql = "SELECT id % 100 AS id, sum(value) AS value FROM rows GROUP BY id % 100\n    output_mode: update";
+    let keyed = TABLE.replace("table: rows", "table: rows, key: [id]");
+    home.write_job(&job(&keyed, "").replace("SELECT id, value FROM rows WHERE value <> 7", sql));
+    let too_large = [3, 42];
+    give(&home, "a.json", (0..1_000).map(|id| (id, if too_large.contains(&(id % 100)) { 100 } else { 1 })));
+    let run = home.run();
+    assert_eq!(code(&run), 0, "{}", stderr(&run));
+    assert!(
+        stderr(&run).contains("rows of the result that the sink refuses go to the dead letters"),
+        "{}",
+        stderr(&run)
+    );
+    assert!(!stderr(&run).contains("do not close"), "{}", stderr(&run));
+    let (class, mut ids, records) = letters(&home).remove(0);
+    ids.sort_unstable();
+    assert_eq!((class.as_str(), ids.as_slice(), records), ("ConstraintViolation", &too_large[..], 2));
+    assert_eq!(sqlite(&home, "SELECT count(*) FROM rows WHERE value = 10"), 98);
+    assert_eq!(sqlite(&home, "SELECT count(*) FROM rows"), 98);
+
+    give(&home, "b.json", [(3, -500), (4, 5)].into_iter());
+    let run = home.run();
+    assert_eq!(code(&run), 0, "{}", stderr(&run));
+    assert_eq!(sqlite(&home, "SELECT value FROM rows WHERE id = 3"), 500);
+    assert_eq!(sqlite(&home, "SELECT value FROM rows WHERE id = 4"), 15);
+
+    let replay = home.command(&["dlq", "replay", "job.yaml"]).output().unwrap();
+    for said in ["left out, these are rows of the result", "no entry is left to replay"] {
+        assert!(stdout(&replay).contains(said), "{}{}", stdout(&replay), stderr(&replay));
+    }
 }
 
 #[test]

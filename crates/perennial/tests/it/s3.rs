@@ -6,7 +6,7 @@ use crate::crashes::{JOB, home, results};
 use crate::support::{Home, Running, server, stderr};
 
 /// A bucket of the test's own.
-fn bucket(test: &str) -> String {
+pub fn bucket(test: &str) -> String {
     let bucket = format!("{test}-{}", std::process::id());
     let address = format!("{}/{bucket}", server("PERENNIAL_TEST_S3"));
     let made = Command::new("curl").args(["-sf", "--noproxy", "*", "-X", "PUT", &address]).status().unwrap();
@@ -14,14 +14,18 @@ fn bucket(test: &str) -> String {
     bucket
 }
 
-/// The program, told of the server as AWS's own tools are.
-fn command(home: &Home, arguments: &[&str]) -> Command {
-    let mut command = home.command(arguments);
+/// Tells the program of the server as AWS's own tools are told.
+pub fn with_s3(command: &mut Command) {
     command
         .env("AWS_ENDPOINT_URL", server("PERENNIAL_TEST_S3"))
         .env("AWS_ALLOW_HTTP", "true")
         .env("AWS_ACCESS_KEY_ID", "test")
         .env("AWS_SECRET_ACCESS_KEY", "test");
+}
+
+fn command(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = home.command(arguments);
+    with_s3(&mut command);
     command
 }
 

@@ -151,7 +151,7 @@ impl Running {
     }
 
     /// The next line of the log for which this holds.
-    pub fn wait_for(&mut self, what: &str, holds: impl Fn(&str) -> bool) -> String {
+    pub fn wait_for(&mut self, what: &str, mut holds: impl FnMut(&str) -> bool) -> String {
         let until = Instant::now() + PATIENCE;
         loop {
             let Ok(line) = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) else {

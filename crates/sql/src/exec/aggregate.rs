@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -23,7 +23,7 @@ use super::exchange::Exchange;
 use super::merge::Aggregation;
 use super::one_input;
 use super::sessions::{self, SessionState};
-use super::stateful::Stateful;
+use super::stateful::{FUNCTION, Stateful};
 use crate::batch::Batch;
 use crate::logical::nodes::EventKey;
 
@@ -130,10 +130,30 @@ impl Stateful for StatefulAggregateExec {
     fn describe(&self) -> Vec<String> {
         let keys = self.partial.downcast_ref::<AggregateExec>().map(|partial| partial.group_expr().expr());
         let keys = keys.unwrap_or_default().iter().map(|(expr, _)| format!("key {expr}"));
-        let functions = self.aggregation.functions.iter().map(|function| format!("function {}", function.name()));
+        let functions = self.aggregation.functions.iter().map(|function| format!("{FUNCTION}{}", function.name()));
         let end =
             self.aggregation.event.map(|EventKey { key, span }| format!("ends {span} microseconds after key {key}"));
         keys.chain(functions).chain(end).collect()
+    }
+
+    fn empty(&self, state: &StateSpec) -> Result<Option<RecordBatch>> {
+        let Aggregation { state: number, state_schema, .. } = self.aggregation.as_ref();
+        if state.operator != *number {
+            return Ok(None);
+        }
+        let mut columns: Vec<ArrayRef> =
+            state_schema.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+        for (function, range) in self.aggregation.state_ranges()? {
+            for (column, value) in range.zip(function.create_accumulator()?.state()?) {
+                columns[column] = value.to_array()?;
+            }
+        }
+        // Names and types only: the columns of the keys may be NULL here.
+        let fields = state_schema.fields().iter().zip(&columns);
+        let fields = fields.map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true));
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let options = RecordBatchOptions::new().with_row_count(Some(1));
+        Ok(Some(RecordBatch::try_new_with_options(schema, columns, &options)?))
     }
 
     fn wants_no_data_batch(&self) -> bool {

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use datafusion::arrow::array::RecordBatch;
+use datafusion::common::Result;
 use datafusion::physical_plan::ExecutionPlan;
 use perennial_core::layout::OperatorLayout;
+use perennial_core::shape::OperatorShape;
 use perennial_core::state::StateSpec;
 
 use super::aggregate::StatefulAggregateExec;
@@ -34,8 +37,36 @@ pub(crate) trait Stateful {
     /// What the meaning of its state depends on, beyond the columns: a line each.
     fn describe(&self) -> Vec<String>;
 
+    /// A row of a state with the columns that an aggregate has which has seen nothing, where it has such columns.
+    fn empty(&self, _: &StateSpec) -> Result<Option<RecordBatch>> {
+        Ok(None)
+    }
+
     /// Whether a batch without rows makes sense once the watermark has moved.
     fn wants_no_data_batch(&self) -> bool;
+}
+
+/// What an operator keeps, for comparing it with another one's. The lines of its aggregates are left out: they are compared one by one.
+pub(crate) fn shape(operator: &dyn Stateful) -> OperatorShape {
+    let meaning = operator.describe().into_iter().filter(|line| !line.starts_with(FUNCTION));
+    OperatorShape::new(&operator.layout(), meaning.map(|line| without_positions(&line)).collect(), &operator.state())
+}
+
+/// How the lines of [`Stateful::describe`] begin that name an aggregate.
+pub(crate) const FUNCTION: &str = "function ";
+
+/// A text without the positions of columns (`user@2` is `user`): they change with what else a query reads.
+fn without_positions(text: &str) -> String {
+    let mut parts = text.split('@');
+    let mut clean = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        if rest.len() == part.len() {
+            clean.push('@');
+        }
+        clean.push_str(rest);
+    }
+    clean
 }
 
 /// The stateful operator that a plan is, if it is one.

@@ -80,10 +80,19 @@ impl Replay {
         for one in &tired {
             text += &format!("{}: left out, it was replayed {MOST_REPLAYS} times already (--force)\n", one.entry.id);
         }
+        let requested = |id: &String| by_query.values().flat_map(|request| &request.entries).any(|entry| entry.id == *id);
+        let of_results: Vec<&str> =
+            found.iter().map(|one| &one.entry.id).filter(|id| !requested(id)).map(String::as_str).collect();
+        for id in &of_results {
+            text += &format!(
+                "{id}: left out, these are rows of the result that the sink refused, and the records that they came from are in the state: \
+                 write them to the target by hand (`perennial dlq export`), then `perennial dlq resolve`\n"
+            );
+        }
         if by_query.is_empty() {
             text += "no entry is left to replay\n";
         }
-        let left_out: Vec<&str> = tired.iter().map(|one| one.entry.id.as_str()).collect();
+        let left_out: Vec<&str> = tired.iter().map(|one| one.entry.id.as_str()).chain(of_results).collect();
         self.format.print(&text, &json!({ "dry_run": self.dry_run, "queries": json, "left_out": left_out }))?;
         Ok(ExitCode::SUCCESS)
     }

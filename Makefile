@@ -16,7 +16,7 @@ demo: ## build the program and run the demonstration job, with nothing else to i
 
 test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 	@scripts/setup test
-	@PERENNIAL_TEST_SERVICES=required scripts/with-services -- cargo test --workspace $(ARGS) -- --include-ignored
+	@PERENNIAL_TEST_SERVICES=required PERENNIAL_PYSPARK=$$(scripts/pyspark) scripts/with-services -- cargo test --workspace $(ARGS) -- --include-ignored
 
 sim: ## run jobs in a world that fails on purpose (SEEDS=10000 for more of them, ARGS='--from 10000' for others)
 	@scripts/setup build

@@ -118,6 +118,7 @@ const FIXTURES: &[Fixture] = &[
     fixture("v4_offsetlog_v2", MARKED, SUMS, "append", 4),
     fixture("v5_ckptformat2_rocksdb", MARKED, SUMS, "append", 4),
     fixture("v6_join_v3_rocksdb", SIDES, JOIN, "append", 4),
+    fixture("v10_join_v4_rocksdb", SIDES, JOIN, "append", 4),
     fixture("v7_named_sources_join", SIDES, JOIN, "append", 4),
     fixture("v8_agg_state_v1", MARKED, SUMS, "append", 4),
     fixture(
@@ -756,7 +757,8 @@ fn what_is_given_to_spark_can_be_taken_back() {
 #[test]
 #[ignore = "needs a Python with PySpark, whose path is in PERENNIAL_PYSPARK: run make test"]
 fn spark_goes_on_from_what_is_given_to_it() {
-    let python = std::env::var_os("PERENNIAL_PYSPARK").expect("PERENNIAL_PYSPARK is not set: `scripts/pyspark` gives it");
+    let python =
+        std::env::var_os("PERENNIAL_PYSPARK").expect("PERENNIAL_PYSPARK is not set: `scripts/pyspark` gives it");
     let mut homes = Vec::new();
     let mut jobs = Vec::new();
     for name in GIVEN {

@@ -647,6 +647,8 @@ pub fn holder(dir: &FsPath) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use perennial_core::dead_letter::Journal;
+
     use super::*;
     use futures::TryStreamExt;
     use perennial_core::ErrorKind;
@@ -840,6 +842,20 @@ mod tests {
         store.delete(&file).await.unwrap();
         assert!(names(&*store).await.is_empty());
         one_writer_wins([open_s3("race"), open_s3("race")]).await;
+
+        // A journal loses no line, however many write to it.
+        let journals: [Arc<dyn ObjectStore>; 2] = [open_s3("journal"), open_s3("journal")];
+        let writers = (0..16).map(|writer| {
+            let journal = journals[writer % 2].clone();
+            tokio::spawn(async move { Journal::append(&journal, "day.json", format!("line {writer}.\n")).await })
+        });
+        futures::future::join_all(writers).await.into_iter().for_each(|written| written.unwrap().unwrap());
+        let content = Journal::read(&journals[0], "day.json").await.unwrap();
+        let mut lines: Vec<&str> = std::str::from_utf8(&content).unwrap().lines().collect();
+        lines.sort_unstable();
+        let mut expected: Vec<String> = (0..16).map(|writer| format!("line {writer}.")).collect();
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
 
         // An upload appears whole or not at all. All parts but the last have 5 MiB at least.
         let big = Path::from("x/big");

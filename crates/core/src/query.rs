@@ -191,7 +191,11 @@ impl Query {
         }
         let log = CheckpointLog::open(job.env.clone(), &spec.name).await?;
         match Self::recover(job, spec, log.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Corrupt => Err(log.advise(error).await),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                // Who was taken over while it looked has seen what the other one did in parts.
+                log.check_fence().await?;
+                Err(log.advise(error).await)
+            }
             opened => opened,
         }
     }

@@ -51,17 +51,12 @@ pub(crate) async fn load_lists(
         // The bytes of the time are in its order.
         let (key, time) =
             plain(&shown, &key)?.split_last_chunk::<8>().map(|(key, time)| (key.to_vec(), *time)).ok_or_else(broken)?;
+        // Each row with its length in front, as 4 bytes.
         let mut rest = value.as_slice();
         while !rest.is_empty() {
-            let mut length = 0usize;
-            for shift in (0..32).step_by(7) {
-                let (byte, behind) = rest.split_first().ok_or_else(broken)?;
-                rest = behind;
-                length |= usize::from(byte & 0x7f) << shift;
-                if byte & 0x80 == 0 {
-                    break;
-                }
-            }
+            let (length, behind) = rest.split_first_chunk::<4>().ok_or_else(broken)?;
+            rest = behind;
+            let length = u32::from_le_bytes(*length) as usize;
             let (row, behind) = rest.split_at_checked(length).ok_or_else(broken)?;
             rest = behind;
             found.push((key.clone(), time, found.len(), plain(&shown, row)?.to_vec()));

@@ -196,7 +196,8 @@ impl CheckpointLog {
         let [main, copy] = self.metadata_paths();
         self.create(&main, metadata.encode().into()).await?;
         crash.pass(CrashPoint::HalfIdentity).await;
-        self.create(&copy, metadata.encode().into()).await?;
+        // Who created the one has the other, whatever was left there by damage.
+        self.env.storage.put(&copy, metadata.encode().into()).await?;
         crash.pass(CrashPoint::AfterIdentity).await;
         Ok(())
     }

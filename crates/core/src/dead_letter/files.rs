@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -43,15 +43,34 @@ pub trait Journal: Send + Sync {
     async fn remove(&self, name: &str) -> Result<()>;
 }
 
-/// A journal on any object store, which cannot append: the file is written anew each time.
+/// A journal on any object store, which cannot append: the file is written anew each time, unless somebody else wrote it since it was read.
+/// A process that stood still in between, and was taken over, would write its old content over the lines of the other one.
 #[async_trait]
 impl Journal for Arc<dyn ObjectStore> {
     async fn append(&self, name: &str, lines: String) -> Result<()> {
-        let mut content = Journal::read(self, name).await?.to_vec();
-        content.truncate(content.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1));
-        content.extend_from_slice(lines.as_bytes());
-        self.put(&Path::from(name), content.into()).await?;
-        Ok(())
+        let path = Path::from(name);
+        loop {
+            let (mut content, mode) = match self.get(&path).await {
+                Ok(found) => {
+                    let version =
+                        UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+                    (found.bytes().await?.to_vec(), PutMode::Update(version))
+                }
+                Err(object_store::Error::NotFound { .. }) => (Vec::new(), PutMode::Create),
+                Err(error) => return Err(error.into()),
+            };
+            content.truncate(content.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1));
+            // A client that got no answer writes again by itself, and is told then that somebody was faster.
+            if content.windows(lines.len()).any(|part| part == lines.as_bytes()) {
+                return Ok(());
+            }
+            content.extend_from_slice(lines.as_bytes());
+            match self.put_opts(&path, content.into(), mode.into()).await {
+                Ok(_) => return Ok(()),
+                Err(object_store::Error::Precondition { .. } | object_store::Error::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     async fn read(&self, name: &str) -> Result<Bytes> {

@@ -23,8 +23,8 @@ impl Operator<'_> {
         sides: &[SideLayout; 2],
     ) -> Result<Vec<Taken>> {
         let version = reader.settings.join_version()?;
-        if !(1..=3).contains(&version) {
-            return Err(self.refuse(format_args!("the state of joins has the format {version}; 1 to 3 are known")));
+        if !(1..=4).contains(&version) {
+            return Err(self.refuse(format_args!("the state of joins has the format {version}; 1 to 4 are known")));
         }
         let [left, right] = sides;
         Ok(vec![

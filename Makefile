@@ -20,7 +20,9 @@ test: ## run all tests, with real servers (ARGS='-p perennial-core' for some)
 
 sim: ## run jobs in a world that fails on purpose (SEEDS=10000 for more of them, ARGS='--from 10000' for others)
 	@scripts/setup build
-	cargo run --release -p perennial-sim --bin simulate -- --seeds $(SEEDS) $(ARGS)
+	@# With the packages of the benchmarks, so that all release builds share every dependency.
+	cargo build --release -p perennial -p perennial-bench -p perennial-sim --bin simulate
+	$${CARGO_TARGET_DIR:-target}/release/simulate --seeds $(SEEDS) $(ARGS)
 
 bench: ## measure the main job from files and Kafka, decoding, the stateful query and the sinks
 	@scripts/setup bench

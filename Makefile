@@ -24,13 +24,14 @@ sim: ## run jobs in a world that fails on purpose (SEEDS=10000 for more of them,
 	cargo build --release -p perennial -p perennial-bench -p perennial-sim --bin simulate
 	$${CARGO_TARGET_DIR:-target}/release/simulate --seeds $(SEEDS) $(ARGS)
 
-bench: ## measure the main job from files and Kafka, decoding, the stateful query and the sinks
+bench: ## measure the main job from files and Kafka, decoding, the stateful query, the sinks, and a job that is asked how it is
 	@scripts/setup bench
 	@PERENNIAL_KAFKA_JAVA_OPTS=-XX:TieredStopAtLevel=4 scripts/with-services kafka -- \
 		python3 bench/peers/run.py --only perennial,perennial-kafka,datafusion-batch $(ARGS)
 	cargo run --release -p perennial-bench --bin perennial-bench-decode
 	cargo run --release -p perennial-bench --bin perennial-bench-throughput
 	cargo run --release -p perennial-bench --bin perennial-bench-state
+	python3 bench/health.py
 	cargo run --release -p perennial-bench --bin perennial-bench-sinks
 
 bench-peers: ## compare with PySpark, PyFlink and a plain DataFusion query

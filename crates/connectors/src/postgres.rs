@@ -1,5 +1,6 @@
 //! The connection to PostgreSQL, which the sink and the table share.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +16,24 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::sinks::fault::network_class;
+use crate::sinks::fault::{network_class, root_cause};
 use crate::sinks::table::{list, quoted};
 
 /// Default of `connect_timeout`.
 pub(crate) fn connect_timeout() -> HumanDuration {
     HumanDuration(Duration::from_secs(10))
 }
+
+/// Default of `timeout`.
+pub(crate) fn timeout() -> HumanDuration {
+    HumanDuration(Duration::from_secs(300))
+}
+
+/// After so long without a word both sides ask whether the other is still there, and after some questions in vain they part. Without that a
+/// network that drops packets is noticed after hours, by the server too, which keeps the locks of the connection for as long.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// How a connection is encrypted, as PostgreSQL's own clients name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -63,8 +74,30 @@ pub(crate) struct Server {
     sslmode: SslMode,
     root_certificate: Option<String>,
     refused: &'static ErrorClass,
+    connect_timeout: HumanDuration,
+    timeout: HumanDuration,
     /// Table and server, for messages.
     pub place: String,
+}
+
+/// A connection. It ends when this is dropped, whatever the server still owes: a client alone would wait for that.
+pub(crate) struct Connection {
+    client: Client,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }
 
 impl Server {
@@ -128,6 +161,10 @@ impl Server {
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
         });
+        if config.get_keepalives_idle() == tokio_postgres::Config::new().get_keepalives_idle() {
+            let (idle, interval, count) = KEEPALIVE;
+            config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(count);
+        }
         let hosts = list(config.get_hosts().iter().map(|host| match host {
             tokio_postgres::config::Host::Tcp(host) => host.clone(),
             #[cfg(unix)]
@@ -136,7 +173,17 @@ impl Server {
         let port = config.get_ports().first().copied().unwrap_or(5432);
         let database = config.get_dbname().or(config.get_user()).unwrap_or("(default database)");
         let place = format!("{hosts}:{port}/{database}");
-        Ok(Self { what: at.what, config, sslmode, root_certificate, refused: at.refused, place })
+        let Address { what, refused, connect_timeout, .. } = at;
+        Ok(Self { what, config, sslmode, root_certificate, refused, connect_timeout, timeout: timeout(), place })
+    }
+
+    /// The same server, which may take so long for each answer.
+    pub fn within(self, timeout: HumanDuration) -> Result<Self> {
+        if timeout.0.is_zero() {
+            let what = format!("{}: `timeout` is 0: give a duration such as `5 minutes`", self.what);
+            return Err(Error::new(class::CONFIG_INVALID, what));
+        }
+        Ok(Self { timeout, ..self })
     }
 
     /// The same server, with the table for messages.
@@ -145,20 +192,47 @@ impl Server {
     }
 
     /// A new connection, in UTC.
-    pub async fn connect(&self) -> Result<Client> {
+    pub async fn connect(&self) -> Result<Connection> {
         let tls = self.tls()?;
-        let (client, connection) = self.config.connect(tls).await.map_err(|e| self.fault(e))?;
-        let place = self.place.clone();
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("the connection to {place} ended: {error}");
+        let (idle, interval, count) = KEEPALIVE;
+        let settings = format!(
+            "SET TimeZone = 'UTC'; SET client_min_messages = warning; SET tcp_keepalives_idle = {}; SET tcp_keepalives_interval = {}; \
+             SET tcp_keepalives_count = {count}; SET idle_in_transaction_session_timeout = {}",
+            idle.as_secs(),
+            interval.as_secs(),
+            i32::try_from(self.timeout.0.as_millis()).unwrap_or(i32::MAX),
+        );
+        let connecting = async {
+            let (client, connection) = self.config.connect(tls).await?;
+            let place = self.place.clone();
+            let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!("the connection to {place} ended: {error}");
+                }
+            }));
+            client.batch_execute(&settings).await?;
+            Ok(Connection { client, _driver: driver })
+        };
+        // The client's own limit is for each address and ends where the first byte goes out.
+        let hosts = self.config.get_hosts().len().max(1) as u32;
+        match tokio::time::timeout(self.connect_timeout.0.saturating_mul(hosts), connecting).await {
+            Ok(connected) => connected.map_err(|e| self.fault(e)),
+            Err(_) => {
+                let what = format!("there is no connection after {} (connect_timeout)", self.connect_timeout);
+                Err(self.error(class::TIMEOUT, what))
             }
-        });
-        client
-            .batch_execute("SET TimeZone = 'UTC'; SET client_min_messages = warning")
-            .await
-            .map_err(|e| self.fault(e))?;
-        Ok(client)
+        }
+    }
+
+    /// What the server answers, if it does so in time. After an error the connection is worth nothing any more.
+    pub async fn answer<T>(&self, answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
+        match tokio::time::timeout(self.timeout.0, answer).await {
+            Ok(answer) => answer.map_err(|e| self.fault(e)),
+            Err(_) => {
+                let what = format!("no answer after {} (timeout: set more where statements take longer)", self.timeout);
+                Err(self.error(class::TIMEOUT, what))
+            }
+        }
     }
 
     fn tls(&self) -> Result<MakeRustlsConnect> {
@@ -215,7 +289,7 @@ impl Server {
                     class::CONNECTION_LOST
                 }
             });
-            return self.error(class, text).caused_by(error);
+            return self.error(class, format!("{text}: {}", root_cause(&error))).caused_by(error);
         };
         let mut text = answer.message().to_owned();
         for more in [answer.detail(), answer.where_().and_then(|w| w.lines().next())].into_iter().flatten() {

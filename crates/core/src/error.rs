@@ -149,15 +149,13 @@ impl fmt::Display for Error {
             write!(f, "{place}: ")?;
         }
         f.write_str(&self.0.message)?;
-        // A cause that the message already quotes adds nothing.
-        let mut cause = self.0.cause.as_deref().map(|c| c as &(dyn std::error::Error + 'static));
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !self.0.message.contains(&text) {
-                write!(f, ": {text}")?;
-                break;
-            }
-            cause = error.source();
+        // The innermost cause: what wraps it says little. One that the message already quotes adds nothing.
+        let mut root = self.0.cause.as_deref().map(|c| c as &(dyn std::error::Error + 'static));
+        while let Some(inner) = root.and_then(std::error::Error::source) {
+            root = Some(inner);
+        }
+        if let Some(text) = root.map(ToString::to_string).filter(|text| !self.0.message.contains(text)) {
+            write!(f, ": {text}")?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Alerts of a running job: looked for now and then, and sent to whoever the job file names. The rules are in [`perennial_core::alert`].
 
+mod mail;
+
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use mail::{Letter, Mailer};
 use perennial_core::alert::{Alerts, Notice, Pace, RULES, Rule, Setting, Severity, Stage};
 use perennial_core::dead_letter::timestamp_text;
 use perennial_core::env::Clock;
@@ -16,6 +19,8 @@ use serde_json::{Map, Value, json};
 
 use crate::job::Job;
 use crate::job_file::{AlertSettings, RuleSettings, WebhookFormat, WebhookSettings};
+
+pub(crate) use mail::Mailbox;
 
 /// How long a receiver may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,18 +104,45 @@ fn webhook_body(format: WebhookFormat, status: &Status, notices: &[Notice]) -> V
     }
 }
 
+/// What is new, in a word.
+fn word(notice: &Notice) -> &'static str {
+    match (notice.stage, notice.severity) {
+        (Stage::Resolved, _) => "RESOLVED",
+        (Stage::Firing, Severity::Critical) => "CRITICAL",
+        (Stage::Firing, Severity::Warning) => "WARNING",
+    }
+}
+
 /// What people read.
 fn text_of(status: &Status, notices: &[Notice]) -> String {
     let line = |notice: &Notice| {
-        let word = match (notice.stage, notice.severity) {
-            (Stage::Resolved, _) => "RESOLVED",
-            (Stage::Firing, Severity::Critical) => "CRITICAL",
-            (Stage::Firing, Severity::Warning) => "WARNING",
-        };
+        let word = word(notice);
         let since = &timestamp_text(notice.since_micros)[..19];
         format!("{word} {}: {}: {} (since {since})", status.job, notice.summary, notice.finding.what)
     };
     notices.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Subject and text of a mail. The subject has the worst of what is new.
+fn mail_of(status: &Status, notices: &[Notice]) -> Option<(String, String)> {
+    let urgency = |notice: &&Notice| match (notice.stage, notice.severity) {
+        (Stage::Firing, Severity::Critical) => 0,
+        (Stage::Firing, Severity::Warning) => 1,
+        (Stage::Resolved, _) => 2,
+    };
+    let first = notices.iter().min_by_key(urgency)?;
+    let mut subject = format!("[{}] {}: {}", word(first), status.job, first.summary);
+    if notices.len() > 1 {
+        let _ = write!(subject, " (and {} more)", notices.len() - 1);
+    }
+    let text = format!(
+        "{}\n\nThe job {} (version {}) is {}. Times are in UTC.\n",
+        text_of(status, notices),
+        status.job,
+        status.version,
+        status.health().as_str()
+    );
+    Some((subject, text))
 }
 
 /// The body for Alertmanager's API.
@@ -142,13 +174,14 @@ enum Kind {
         /// When it was told all that fires.
         reminded_micros: Option<i64>,
     },
+    Email(Box<Mailer>),
 }
 
 /// Who is told, with what it has not taken yet.
 struct Receiver {
     kind: Kind,
     client: reqwest::Client,
-    waiting: VecDeque<Value>,
+    waiting: VecDeque<Vec<u8>>,
 }
 
 impl Receiver {
@@ -157,15 +190,22 @@ impl Receiver {
         let (word, url) = match &self.kind {
             Kind::Webhook(webhook) => ("webhook", webhook.url.expose()),
             Kind::Alertmanager { url, .. } => ("alertmanager", url.as_str()),
+            Kind::Email(mailer) => return format!("email by {}", mailer.server()),
         };
         let host = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
         format!("{word} at {}", host.unwrap_or_default())
     }
 
     fn take(&mut self, status: &Status, notices: &[Notice], firing: &[Notice]) {
-        let body = match &mut self.kind {
+        let message = match &mut self.kind {
             Kind::Webhook(_) if notices.is_empty() => None,
-            Kind::Webhook(webhook) => Some(webhook_body(webhook.format, status, notices)),
+            Kind::Webhook(webhook) => Some(webhook_body(webhook.format, status, notices).to_string().into_bytes()),
+            Kind::Email(mailer) => mail_of(status, notices).and_then(|(subject, text)| {
+                let id = rand::random();
+                let letter = Letter { subject: &subject, text: &text, at_micros: status.now_micros, id };
+                let message = mailer.message(&letter);
+                message.inspect_err(|why| tracing::warn!("a mail cannot be written: {why}")).ok()
+            }),
             Kind::Alertmanager { reminded_micros, .. } => {
                 let remind = REMIND_ALERTMANAGER.as_micros() as i64;
                 let due = reminded_micros.is_none_or(|at| status.now_micros - at >= remind);
@@ -175,10 +215,10 @@ impl Receiver {
                 if tell {
                     *reminded_micros = Some(status.now_micros);
                 }
-                tell.then(|| alertmanager_body(status, &all))
+                tell.then(|| alertmanager_body(status, &all).to_string().into_bytes())
             }
         };
-        self.waiting.extend(body);
+        self.waiting.extend(message);
         while self.waiting.len() > MOST_WAITING {
             tracing::warn!(receiver = self.name(), "too many messages wait; the oldest is dropped");
             self.waiting.pop_front();
@@ -187,8 +227,8 @@ impl Receiver {
 
     /// Sends what waits, in order, until one is not taken; that is tried again at the next look.
     async fn send(&mut self) {
-        while let Some(body) = self.waiting.front() {
-            match self.post(body).await {
+        while let Some(message) = self.waiting.front() {
+            match self.hand_over(message).await {
                 Ok(()) => drop(self.waiting.pop_front()),
                 Err(why) => {
                     tracing::warn!(
@@ -202,22 +242,32 @@ impl Receiver {
         }
     }
 
-    async fn post(&self, body: &Value) -> Result<(), String> {
+    async fn hand_over(&self, message: &[u8]) -> Result<(), String> {
         let request = match &self.kind {
             Kind::Webhook(webhook) => {
                 let request = self.client.post(webhook.url.expose());
                 webhook.headers.iter().fold(request, |request, (name, value)| request.header(name, value.expose()))
             }
             Kind::Alertmanager { url, .. } => self.client.post(format!("{}/api/v2/alerts", url.trim_end_matches('/'))),
+            Kind::Email(mailer) => return mailer.send(message).await,
         };
-        let request = request.header("content-type", "application/json").body(body.to_string());
+        let request = request.header("content-type", "application/json").body(message.to_vec());
         // The address may hold a secret.
-        let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
+        let answer = request.send().await.map_err(|error| root_cause(&error.without_url()))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(format!("it answered {status}")),
         }
     }
+}
+
+/// The innermost cause: what wraps it only says that something failed.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut root = error;
+    while let Some(inner) = root.source() {
+        root = inner;
+    }
+    root.to_string()
 }
 
 /// Looks for alerts and sends them.
@@ -243,6 +293,7 @@ impl Watchman {
         let webhooks = settings.webhooks.iter().cloned().map(Kind::Webhook);
         let alertmanager =
             settings.alertmanager.iter().map(|to| Kind::Alertmanager { url: to.url.clone(), reminded_micros: None });
+        let email = settings.email.as_ref().map(|email| Mailer::new(email).map(|mailer| Kind::Email(Box::new(mailer))));
         let receiver = |kind| Receiver { kind, client: client.clone(), waiting: VecDeque::new() };
         let state = job.state.directory.as_deref().unwrap_or("./state");
         let places =
@@ -255,7 +306,7 @@ impl Watchman {
                 |rule| setting(settings, rule),
                 Pace { repeat: settings.repeat.0, resolve_after: settings.resolve_after.0 },
             ),
-            receivers: webhooks.chain(alertmanager).map(receiver).collect(),
+            receivers: webhooks.chain(alertmanager).chain(email.transpose()?).map(receiver).collect(),
             every: settings.every.0.max(Duration::from_millis(10)),
             places: local.map(|(name, path)| (name, PathBuf::from(path))).collect(),
         })
@@ -351,6 +402,14 @@ mod tests {
             "CRITICAL greenhouse: A circuit breaker is open: the circuit breaker of raw: sink is open (since 2025-11-21T09:00:00)\n\
              RESOLVED greenhouse: A circuit breaker is open: the circuit breaker of raw: sink is open (since 2025-11-21T09:00:00)"
         );
+        let (subject, text) = mail_of(&status(), &notices).unwrap();
+        assert_eq!(subject, "[CRITICAL] greenhouse: A circuit breaker is open (and 1 more)");
+        assert!(
+            text.contains("\nRESOLVED greenhouse: ")
+                && text.ends_with("(version 1.0) is initializing. Times are in UTC.\n"),
+            "{text}"
+        );
+        assert!(mail_of(&status(), &[]).is_none());
         assert_eq!(
             alertmanager_body(&status(), &notices[1..]),
             json!([{"labels": {"alertname": "PerennialBreakerOpen", "job": "greenhouse", "severity": "critical", "part": "sink", "query": "raw"},

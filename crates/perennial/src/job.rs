@@ -21,10 +21,11 @@ use perennial_core::source::SourceFactory;
 use perennial_core::table::{Refresh, TableFactory};
 use perennial_core::watermark::{OnLate, WatermarkAfterRestart, WatermarkPolicy};
 
+use crate::alerts::Mailbox;
 use crate::job_file::{
     self, AlertSettings, DeadLetterSettings, DeduplicateSettings, ExpectationSettings, HealthSettings, HttpSettings,
-    JobFile, JobFileError, LoadedJobFile, Lookup, MemorySettings, Origin, Problem, ProcessLookup, StateSettings,
-    Trigger, WatermarkSettings, nearest,
+    JobFile, JobFileError, LoadedJobFile, Lookup, MailTls, MemorySettings, Origin, Problem, ProcessLookup,
+    StateSettings, TelemetrySettings, Trigger, WatermarkSettings, nearest,
 };
 
 /// A job whose settings are right. Whether its SQL plans and its servers answer is what `check` and `run` find out.
@@ -62,6 +63,8 @@ pub struct Job {
     pub health: HealthSettings,
     /// Who is told when something is wrong.
     pub alerts: AlertSettings,
+    /// What is sent to a collector.
+    pub telemetry: TelemetrySettings,
     /// Time zone of the session.
     pub time_zone: String,
     /// In how many partitions a query works.
@@ -309,6 +312,7 @@ impl Job {
                 http: HttpSettings::default(),
                 health: HealthSettings::default(),
                 alerts: AlertSettings::default(),
+                telemetry: TelemetrySettings::default(),
                 time_zone: "UTC".into(),
                 parallelism: std::thread::available_parallelism().map_or(1, usize::from),
                 batches_to_retain: job_file::default_batches_to_retain(),
@@ -471,6 +475,34 @@ impl Job {
         for name in self.alerts.rules.keys().filter(|name| RULES.iter().all(|rule| rule.name != **name)) {
             found.check(false, &format!("alerts.rules.{name}"), || {
                 (format!("there is no rule `{name}`"), "`perennial alerts` lists the rules")
+            });
+        }
+        if let Some(otlp) = &self.telemetry.otlp {
+            let there = url::Url::parse(&otlp.endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+            found.check(there, "telemetry.otlp.endpoint", || {
+                (format!("`{}` is not an address", otlp.endpoint), "for example `http://localhost:4318`")
+            });
+            found.check(!otlp.every.0.is_zero(), "telemetry.otlp.every", || {
+                ("it would be sent without a pause".into(), "for example `10 seconds`")
+            });
+        }
+        if let Some(email) = &self.alerts.email {
+            let addresses = email.to.iter().enumerate().map(|(i, to)| (format!("alerts.email.to[{i}]"), to));
+            for (path, address) in addresses.chain([("alerts.email.from".to_owned(), &email.from)]) {
+                if let Err(why) = address.parse::<Mailbox>() {
+                    found.check(false, &path, || {
+                        (why, "for example `ops@example.com` or `Operations <ops@example.com>`")
+                    });
+                }
+            }
+            found.check(!email.to.is_empty(), "alerts.email.to", || {
+                ("nobody is written to".into(), "an address or more")
+            });
+            found.check(email.username.is_some() == email.password.is_some(), "alerts.email.username", || {
+                ("a login needs both a user and a password".into(), "give `username` and `password`, or neither")
+            });
+            found.check(email.username.is_none() || email.tls != MailTls::None, "alerts.email.tls", || {
+                ("a password would be sent to the server unencrypted".into(), "`starttls` or `tls`")
             });
         }
         found.check(!self.http.enabled || is_address(&self.http.listen), "http.listen", || {
@@ -684,6 +716,8 @@ impl JobBuilder {
         health: HealthSettings;
         /// Who is told when something is wrong.
         alerts: AlertSettings;
+        /// What is sent to a collector of OpenTelemetry.
+        telemetry: TelemetrySettings;
         /// In how many partitions a query works.
         parallelism: usize;
         /// How many of the last batches keep their logs and state; at least 2.
@@ -725,6 +759,7 @@ fn builder_of(file: &JobFile) -> JobBuilder {
         .http(file.http.clone())
         .health(file.health.clone())
         .alerts(file.alerts.clone())
+        .telemetry(file.telemetry.clone())
         .state(file.state.clone())
         .memory(file.memory)
         .lease(file.lease)

@@ -82,6 +82,7 @@ mod progress_log;
 pub mod run;
 mod scratch;
 mod standby;
+mod telemetry;
 mod wire;
 mod world;
 

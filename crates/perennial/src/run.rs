@@ -12,7 +12,7 @@ use perennial_core::error::{Error, Result};
 use perennial_core::guarantee::Computed;
 use perennial_core::job::QuerySpec;
 use perennial_core::lease::Lease;
-use perennial_core::progress::Observers;
+use perennial_core::progress::{Observer, Observers};
 use perennial_core::sink::OutputMode;
 use perennial_core::status::{Role, Status, StatusBoard};
 use perennial_core::supervisor::{self, QueryEnd};
@@ -27,6 +27,7 @@ use crate::job_file::{Problem, Trigger};
 use crate::progress::ProgressBook;
 use crate::progress_log::ProgressLog;
 use crate::standby::{self, Tenure};
+use crate::telemetry::{self, Exporter};
 use crate::wire::{Fault, Looked, Opened, Planned};
 
 /// How often a port that another process has is tried again.
@@ -263,7 +264,10 @@ impl Job {
         (lease, lock): (Option<Lease>, Option<Lock>),
         stop: CancellationToken,
     ) -> Result<RunSummary> {
-        let observer = Arc::new(Observers(vec![board.clone(), book, Arc::new(ProgressLog::default())]));
+        let mut exporter = Exporter::new(self, board.clone(), &opened.env)?;
+        let mut observers: Vec<Arc<dyn Observer>> = vec![board.clone(), book, Arc::new(ProgressLog::default())];
+        observers.extend(exporter.as_ref().and_then(Exporter::observer));
+        let observer = Arc::new(Observers(observers));
         let mut recorder = Recorder::new(self, &opened.env, board.clone());
         let mut watchman = Watchman::new(self, board.clone(), opened.env.clock.clone())?;
         let spec = opened.spec(self, planned, observer)?;
@@ -274,6 +278,7 @@ impl Job {
             ends = supervisor::run(spec, term) => ends,
             () = recorder.keep_writing() => Vec::new(),
             () = watchman.watch() => Vec::new(),
+            () = telemetry::keep_sending(exporter.as_mut()) => Vec::new(),
         };
         if ends.iter().any(|end| end.result.is_err()) {
             // The last thing that this process can tell is that it gave up.
@@ -284,6 +289,9 @@ impl Job {
             if taken_over { Some("another process took over") } else { stop.is_cancelled().then_some("stopped") };
         recorder.end(stopped, &ends).await;
         tenure.end().await;
+        if let Some(exporter) = exporter {
+            exporter.end().await;
+        }
         Ok(RunSummary { status: board.snapshot(), ends, taken_over })
     }
 

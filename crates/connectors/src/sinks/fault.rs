@@ -15,9 +15,13 @@ pub(crate) fn network_class(error: &(dyn StdError + 'static)) -> Option<&'static
         }
         if let Some(io) = error.downcast_ref::<io::Error>() {
             found = io_class(io).or(found);
-            // An `io::Error` hides the error it was made of from `source()`.
-            if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-                found = Some(class::TLS_FAILED);
+            // An `io::Error` hides the error that it was made of from `source()`, and clients wrap one in another.
+            let mut hidden = io.get_ref();
+            while let Some(inner) = hidden {
+                if inner.is::<rustls::Error>() {
+                    found = Some(class::TLS_FAILED);
+                }
+                hidden = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
             }
         }
         // The resolver's errors have no type or kind of their own.
@@ -27,6 +31,15 @@ pub(crate) fn network_class(error: &(dyn StdError + 'static)) -> Option<&'static
         next = error.source();
     }
     found
+}
+
+/// The words of the innermost cause: wrappers say that something failed, this one says what.
+pub(crate) fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    let mut root = error;
+    while let Some(inner) = root.source() {
+        root = inner;
+    }
+    root.to_string()
 }
 
 fn io_class(error: &io::Error) -> Option<&'static ErrorClass> {

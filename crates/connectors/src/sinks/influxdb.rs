@@ -12,6 +12,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::StreamExt;
 use perennial_core::config::{HumanDuration, Secret};
+use perennial_core::env::Clock;
 use perennial_core::error::{Error, ErrorClass, Result, class};
 use perennial_core::sink::{Delivery, RowStream, Sink, SinkBatch, SinkContext, SinkFactory, Written};
 use reqwest::{Response, StatusCode, header};
@@ -21,7 +22,7 @@ use tokio::sync::Mutex;
 
 use super::UNIQUE_KEY;
 use super::columns::{Column, Kind, write_date, write_decimal, write_iso_timestamp, write_time};
-use super::fault::network_class;
+use super::fault::{network_class, root_cause};
 
 /// Writes rows as points to InfluxDB: 1.x with `database`, 2.x and later with `org` and `bucket`.
 ///
@@ -193,6 +194,7 @@ impl SinkFactory for InfluxDbSink {
             layout: Arc::new(layout),
             client,
             database_made: Mutex::new(!self.create_database),
+            clock: context.env.clock,
         }))
     }
 }
@@ -216,6 +218,7 @@ struct InfluxDb {
     client: reqwest::Client,
     /// Whether the database is known to be there, or is not ours to make.
     database_made: Mutex<bool>,
+    clock: Arc<dyn Clock>,
 }
 
 #[async_trait]
@@ -333,7 +336,7 @@ impl InfluxDb {
     }
 
     fn faults(&self) -> Faults {
-        Faults { target: self.endpoint.target.clone(), timeout: self.settings.timeout }
+        Faults { target: self.endpoint.target.clone(), timeout: self.settings.timeout, clock: self.clock.clone() }
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Error {
@@ -388,6 +391,7 @@ impl InfluxDb {
 struct Faults {
     target: String,
     timeout: HumanDuration,
+    clock: Arc<dyn Clock>,
 }
 
 impl Faults {
@@ -401,7 +405,7 @@ impl Faults {
         };
         let what = match class.code {
             "Timeout" => format!("did not answer within {}", self.timeout),
-            _ => "cannot be reached".to_owned(),
+            _ => format!("cannot be reached: {}", root_cause(&error)),
         };
         Error::new(class, format!("influxdb sink: {} {what}", self.target)).caused_by(error)
     }
@@ -412,9 +416,7 @@ impl Faults {
         let retry_after = answer
             .headers()
             .get(header::RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|seconds| seconds.trim().parse().ok())
-            .map(Duration::from_secs);
+            .and_then(|value| retry_after(value.to_str().ok()?.trim(), self.clock.now_micros()));
         let body = answer.text().await.unwrap_or_default();
         let text = explanation(&body);
         let (class, what) = refusal(status, &text, sent);
@@ -424,6 +426,16 @@ impl Faults {
         }
         error
     }
+}
+
+/// For how long a server wants to be left alone: it says so in seconds, or as a date.
+fn retry_after(text: &str, now_micros: i64) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = chrono::DateTime::parse_from_rfc2822(text).ok()?;
+    let left = date.timestamp_micros().saturating_sub(now_micros);
+    Some(Duration::from_micros(u64::try_from(left).unwrap_or_default()))
 }
 
 /// The server's words out of its answer, which is JSON in all versions.
@@ -945,6 +957,21 @@ mod tests {
             assert_eq!(request.0.lines().next().unwrap(), head);
             assert!(request.0.contains("authorization: token hunter2"), "{}", request.0);
             assert_eq!(request.1, body);
+        }
+    }
+
+    #[test]
+    fn a_server_may_say_when_as_seconds_or_as_a_date() {
+        let now = 1_763_715_600_000_000;
+        for (text, seconds) in [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            ("Fri, 21 Nov 2025 09:01:30 GMT", Some(90)),
+            ("Fri, 21 Nov 2025 08:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
         }
     }
 

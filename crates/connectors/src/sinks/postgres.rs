@@ -5,7 +5,7 @@
 //! other, and the second one find it done.
 
 use std::pin::pin;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,12 +19,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement, Transaction};
 
 use super::columns::{Column, Digest, Kind};
 use super::table::{self, End, LEDGER_BATCHES, LEDGER_COLUMNS, Newest, TablePlan, TargetColumn, list, quoted};
 pub use crate::postgres::SslMode;
-use crate::postgres::{Address, Name, Server, connect_timeout};
+use crate::postgres::{Address, Connection, Name, Server, connect_timeout, timeout};
 
 /// Writes rows to a table of a PostgreSQL database, exactly once.
 ///
@@ -93,6 +94,10 @@ pub struct PostgresSink {
     /// How long to wait for a connection. Default: 10 seconds.
     #[serde(default = "connect_timeout")]
     pub connect_timeout: HumanDuration,
+    /// How long the server may take to answer a statement, or to take in more rows, before the batch fails with `Timeout`. The longest
+    /// statement copies the rows of a batch into the table. Default: 5 minutes.
+    #[serde(default = "timeout")]
+    pub timeout: HumanDuration,
 }
 
 impl PostgresSink {
@@ -109,7 +114,8 @@ impl PostgresSink {
             root_certificate: self.root_certificate.as_deref(),
             connect_timeout: self.connect_timeout,
             refused: class::SINK_REJECTED,
-        })
+        })?
+        .within(self.timeout)
     }
 }
 
@@ -138,7 +144,7 @@ impl SinkFactory for PostgresSink {
             job: context.job,
             query: context.query,
             query_id: context.query_id,
-            session: Mutex::new(None),
+            connection: Mutex::default(),
         }))
     }
 }
@@ -153,14 +159,26 @@ struct Postgres {
     job: String,
     query: String,
     query_id: String,
+    connection: Mutex<Slot>,
+}
+
+/// The connection between batches.
+#[derive(Default)]
+struct Slot {
     /// Taken out while it is used and only put back after success: an error, or a batch that was given up, closes the connection,
     /// and with it the server ends the transaction.
-    session: Mutex<Option<Session>>,
+    session: Option<Session>,
+    /// The one that was closed so. Where the network is at fault the server does not know yet, and its transaction still holds the batch.
+    left: Option<Backend>,
 }
+
+/// The server's process for a connection: its number, which another one may have later, and its beginning.
+type Backend = (i32, SystemTime);
 
 /// A connection with its staging table and its statements.
 struct Session {
-    client: Client,
+    client: Connection,
+    backend: Backend,
     newest: Statement,
     claim: Statement,
     copy: Statement,
@@ -184,12 +202,8 @@ impl Sink for Postgres {
 
     async fn check(&self) -> Result<()> {
         let client = self.server.connect().await?;
-        let fault = |e| self.server.fault(e);
-        let temporary: bool = client
-            .query_one("SELECT has_database_privilege(current_database(), 'TEMP')", &[])
-            .await
-            .map_err(fault)?
-            .get(0);
+        let ask = client.query_one("SELECT has_database_privilege(current_database(), 'TEMP')", &[]);
+        let temporary: bool = self.server.answer(ask).await?.get(0);
         if !temporary {
             return Err(self.server.error(
                 class::AUTHORIZATION_FAILED,
@@ -223,13 +237,14 @@ impl Sink for Postgres {
 
 impl Postgres {
     async fn write_or_probe(&self, batch: &SinkBatch, rows: RowStream, end: End) -> Result<Written> {
-        let mut slot = self.session.lock().await;
-        let mut session = match slot.take() {
+        let mut slot = self.connection.lock().await;
+        let mut session = match slot.session.take() {
             Some(session) if !session.client.is_closed() => session,
-            _ => self.prepare().await?,
+            _ => self.prepare(slot.left).await?,
         };
+        slot.left = Some(session.backend);
         let written = self.write_batch(&mut session, batch, rows, end).await?;
-        *slot = Some(session);
+        *slot = Slot { session: Some(session), left: None };
         Ok(written)
     }
 
@@ -240,27 +255,27 @@ impl Postgres {
         mut rows: RowStream,
         end: End,
     ) -> Result<Written> {
-        let fault = |e| self.server.fault(e);
-        let Session { client, newest, claim, copy, insert, insert_last, settle, forget } = session;
+        let Session { client, backend: _, newest, claim, copy, insert, insert_last, settle, forget } = session;
         let id = batch.id as i64;
-        let mut transaction = client.transaction().await.map_err(fault)?;
+        let server = &self.server;
+        let mut transaction = server.answer(client.transaction()).await?;
         let now = UNIX_EPOCH + Duration::from_micros(self.env.clock.now_micros().max(0) as u64);
         // Sent together; the server answers the first before it does the second.
         let epoch = batch.epoch as i64;
-        let claim_values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-            [&self.job, &self.query, &self.query_id, &id, &epoch, &now];
-        let query_values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&self.job, &self.query, &self.query_id];
-        let (newest, claimed) = futures::try_join!(
-            transaction.query_one(&*newest, &query_values),
-            transaction.execute(&*claim, &claim_values)
-        )
-        .map_err(fault)?;
+        let claim_values: [&(dyn ToSql + Sync); 6] = [&self.job, &self.query, &self.query_id, &id, &epoch, &now];
+        let query_values: [&(dyn ToSql + Sync); 3] = [&self.job, &self.query, &self.query_id];
+        let (newest, claimed) = server
+            .answer(futures::future::try_join(
+                transaction.query_one(&*newest, &query_values),
+                transaction.execute(&*claim, &claim_values),
+            ))
+            .await?;
         if claimed == 0 {
             return self.leave_out(transaction, batch, rows).await;
         }
         table::may_write(&self.server.place, batch, Newest { batch: newest.get(0), epoch: newest.get(1) })?;
 
-        let mut copy = pin!(transaction.copy_in::<_, Bytes>(&*copy).await.map_err(fault)?);
+        let mut copy = pin!(server.answer(transaction.copy_in::<_, Bytes>(&*copy)).await?);
         let (mut count, mut bytes, mut digest) = (0u64, 0u64, Digest::default());
         let mut buffer = BytesMut::with_capacity(CHUNK_BYTES + (CHUNK_BYTES >> 2));
         buffer.put_slice(b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
@@ -281,7 +296,7 @@ impl Postgres {
                 })?;
                 if buffer.len() >= CHUNK_BYTES {
                     bytes += buffer.len() as u64;
-                    copy.send(buffer.split().freeze()).await.map_err(fault)?;
+                    server.answer(copy.send(buffer.split().freeze())).await?;
                     buffer.reserve(CHUNK_BYTES + (CHUNK_BYTES >> 2));
                 }
             }
@@ -289,49 +304,49 @@ impl Postgres {
         }
         buffer.put_i16(-1);
         bytes += buffer.len() as u64;
-        copy.send(buffer.freeze()).await.map_err(fault)?;
-        copy.finish().await.map_err(fault)?;
+        server.answer(copy.send(buffer.freeze())).await?;
+        server.answer(copy.finish()).await?;
 
         if self.plan.mode == OutputMode::Complete {
-            transaction.batch_execute(&format!("DELETE FROM {}", self.table.quoted())).await.map_err(fault)?;
+            server.answer(transaction.batch_execute(&format!("DELETE FROM {}", self.table.quoted()))).await?;
         }
         match insert_last {
             _ if count == 0 => {}
-            None => drop(transaction.execute(&*insert, &[]).await.map_err(fault)?),
+            None => drop(server.answer(transaction.execute(&*insert, &[])).await?),
             Some(insert_last) => {
                 // The server refuses to change a row twice. That is rare, and to sort out always what is rare would be dear.
-                let attempt = transaction.savepoint("upsert").await.map_err(fault)?;
-                match attempt.execute(&*insert, &[]).await {
-                    Ok(_) => attempt.commit().await.map_err(fault)?,
+                let attempt = server.answer(transaction.savepoint("upsert")).await?;
+                match server.answer(async { Ok(attempt.execute(&*insert, &[]).await) }).await? {
+                    Ok(_) => server.answer(attempt.commit()).await?,
                     Err(e) if e.code() == Some(&SqlState::CARDINALITY_VIOLATION) => {
-                        attempt.rollback().await.map_err(fault)?;
-                        transaction.execute(&*insert_last, &[]).await.map_err(fault)?;
+                        server.answer(attempt.rollback()).await?;
+                        server.answer(transaction.execute(&*insert_last, &[])).await?;
                     }
-                    Err(e) => return Err(fault(e)),
+                    Err(e) => return Err(server.fault(e)),
                 }
             }
         }
         let digest = digest.to_string();
         let (rows_written, forgotten) = (count as i64, id - LEDGER_BATCHES as i64);
-        let settle_values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+        let settle_values: [&(dyn ToSql + Sync); 6] =
             [&self.job, &self.query, &self.query_id, &id, &rows_written, &digest];
-        let forget_values: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-            [&self.job, &self.query, &self.query_id, &forgotten];
-        futures::try_join!(
-            transaction.execute(&*settle, &settle_values),
-            transaction.execute(&*forget, &forget_values)
-        )
-        .map_err(fault)?;
+        let forget_values: [&(dyn ToSql + Sync); 4] = [&self.job, &self.query, &self.query_id, &forgotten];
+        server
+            .answer(futures::future::try_join(
+                transaction.execute(&*settle, &settle_values),
+                transaction.execute(&*forget, &forget_values),
+            ))
+            .await?;
         match end {
             End::Commit => {
                 self.env.crash.pass(CrashPoint::SinkStaged).await;
-                transaction.commit().await.map_err(fault)?;
+                server.answer(transaction.commit()).await?;
                 self.env.crash.pass(CrashPoint::SinkPublished).await;
             }
             End::TakeBack => {
                 // Constraints may wait for the end of the transaction; a probe must see them.
-                transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(fault)?;
-                transaction.rollback().await.map_err(fault)?;
+                server.answer(transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")).await?;
+                server.answer(transaction.rollback()).await?;
             }
         }
         Ok(Written { rows: count, bytes, duplicate: false })
@@ -339,17 +354,14 @@ impl Postgres {
 
     /// The batch is there: reads the rows to their end, and compares.
     async fn leave_out(&self, transaction: Transaction<'_>, batch: &SinkBatch, mut rows: RowStream) -> Result<Written> {
-        let earlier = transaction
-            .query_one(
-                &format!(
-                    "SELECT rows, digest FROM {} WHERE job = $1 AND query = $2 AND query_id = $3 AND batch = $4",
-                    self.ledger.quoted()
-                ),
-                &[&self.job, &self.query, &self.query_id, &(batch.id as i64)],
-            )
-            .await
-            .map_err(|e| self.server.fault(e))?;
-        transaction.rollback().await.map_err(|e| self.server.fault(e))?;
+        let entry = format!(
+            "SELECT rows, digest FROM {} WHERE job = $1 AND query = $2 AND query_id = $3 AND batch = $4",
+            self.ledger.quoted()
+        );
+        let id = batch.id as i64;
+        let values: [&(dyn ToSql + Sync); 4] = [&self.job, &self.query, &self.query_id, &id];
+        let earlier = self.server.answer(transaction.query_one(&entry, &values)).await?;
+        self.server.answer(transaction.rollback()).await?;
         let (mut count, mut digest) = (0u64, Digest::default());
         while let Some(rows) = rows.next().await {
             let rows = rows?;
@@ -361,21 +373,24 @@ impl Postgres {
         Ok(Written { rows: count, bytes: 0, duplicate: true })
     }
 
-    /// Connects, makes sure that the tables are there and fit, and prepares the statements.
-    async fn prepare(&self) -> Result<Session> {
+    /// Connects, makes sure that the tables are there and fit, and prepares the statements. `left` is the connection before.
+    async fn prepare(&self, left: Option<Backend>) -> Result<Session> {
         let mut client = self.server.connect().await?;
-        let fault = |e| self.server.fault(e);
+        if let Some((pid, started)) = left {
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2 \
+                       AND usename = current_user AND application_name = 'perennial'";
+            self.server.answer(client.query(end, &[&pid, &started])).await?;
+        }
         let (table, ledger) = (self.table.quoted(), self.ledger.quoted());
-        let there = client
-            .query_one("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL", &[&table, &ledger])
-            .await
-            .map_err(fault)?;
+        let there = "SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL, pid, backend_start FROM pg_stat_activity \
+                     WHERE pid = pg_backend_pid()";
+        let there = self.server.answer(client.query_one(there, &[&table, &ledger])).await?;
         let (table_there, ledger_there): (bool, bool) = (there.get(0), there.get(1));
         if !table_there && !self.create_table {
             return Err(self.missing());
         }
         if !table_there || !ledger_there {
-            let transaction = client.transaction().await.map_err(fault)?;
+            let transaction = self.server.answer(client.transaction()).await?;
             // IF NOT EXISTS alone fails when two queries begin at the same time.
             let mut statements = "SELECT pg_advisory_xact_lock(7309453150000)".to_owned();
             if !table_there {
@@ -388,17 +403,15 @@ impl Postgres {
                      committed_at timestamptz NOT NULL, PRIMARY KEY (job, query, query_id, batch))"
                 ));
             }
-            transaction.batch_execute(&statements).await.map_err(fault)?;
-            transaction.commit().await.map_err(fault)?;
+            self.server.answer(transaction.batch_execute(&statements)).await?;
+            self.server.answer(transaction.commit()).await?;
         }
         let casts = self.compare(&client).await?;
 
         let stage_columns =
             list(self.plan.columns.iter().map(|c| format!("{} {}", quoted(&c.name), staged_type(c.kind))));
-        client
-            .batch_execute(&format!("CREATE TEMPORARY TABLE _perennial_stage ({stage_columns}) ON COMMIT DELETE ROWS"))
-            .await
-            .map_err(fault)?;
+        let stage = format!("CREATE TEMPORARY TABLE _perennial_stage ({stage_columns}) ON COMMIT DELETE ROWS");
+        self.server.answer(client.batch_execute(&stage)).await?;
 
         let names = list(self.plan.columns.iter().map(|c| quoted(&c.name)));
         let values = list(self.plan.columns.iter().zip(&casts).map(|(c, cast)| format!("{}::{cast}", quoted(&c.name))));
@@ -414,7 +427,7 @@ impl Postgres {
             insert = format!("{insert} {conflict}");
         }
         let of_batch = "job = $1 AND query = $2 AND query_id = $3 AND batch";
-        let prepare = async |sql: String| client.prepare(&sql).await.map_err(fault);
+        let prepare = async |sql: String| self.server.answer(client.prepare(&sql)).await;
         Ok(Session {
             newest: prepare(format!(
                 "SELECT max(batch), max(epoch) FROM {ledger} WHERE job = $1 AND query = $2 AND query_id = $3"
@@ -432,6 +445,7 @@ impl Postgres {
             },
             settle: prepare(format!("UPDATE {ledger} SET rows = $5, digest = $6 WHERE {of_batch} = $4")).await?,
             forget: prepare(format!("DELETE FROM {ledger} WHERE {of_batch} <= $4")).await?,
+            backend: (there.get(2), there.get(3)),
             client,
         })
     }
@@ -455,16 +469,15 @@ impl Postgres {
 
     /// Whether a table is there; that the user may do `changes` to it, or make it.
     async fn may_change(&self, client: &Client, name: &Name, changes: &[&str], create: bool) -> Result<bool> {
-        let fault = |e| self.server.fault(e);
-        let there: bool =
-            client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&name.quoted()]).await.map_err(fault)?.get(0);
+        let quoted_name = name.quoted();
+        let there: [&(dyn ToSql + Sync); 1] = [&quoted_name];
+        let there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &there);
+        let there: bool = self.server.answer(there).await?.get(0);
         if there {
             for change in changes {
-                let may: bool = client
-                    .query_one("SELECT has_table_privilege(to_regclass($1), $2)", &[&name.quoted(), change])
-                    .await
-                    .map_err(fault)?
-                    .get(0);
+                let values: [&(dyn ToSql + Sync); 2] = [&quoted_name, change];
+                let may = client.query_one("SELECT has_table_privilege(to_regclass($1), $2)", &values);
+                let may: bool = self.server.answer(may).await?.get(0);
                 if !may {
                     return Err(self.server.error(
                         class::AUTHORIZATION_FAILED,
@@ -477,14 +490,9 @@ impl Postgres {
         if !create {
             return Err(self.missing());
         }
-        let schema = client
-            .query_opt(
-                "SELECT nspname::text, has_schema_privilege(oid, 'CREATE') FROM pg_namespace \
-                 WHERE nspname = coalesce($1, current_schema())",
-                &[&name.schema],
-            )
-            .await
-            .map_err(fault)?;
+        let schema = "SELECT nspname::text, has_schema_privilege(oid, 'CREATE') FROM pg_namespace \
+                      WHERE nspname = coalesce($1, current_schema())";
+        let schema = self.server.answer(client.query_opt(schema, &[&name.schema])).await?;
         match schema {
             Some(row) if row.get(1) => Ok(false),
             Some(row) => Err(self.server.error(
@@ -502,16 +510,11 @@ impl Postgres {
     async fn compare(&self, client: &Client) -> Result<Vec<String>> {
         let table = self.table.quoted();
         // Type modifiers are left out: a cast to varchar(3) would cut, an assignment to it refuses.
-        let columns = client
-            .query(
-                "SELECT a.attname::text, format_type(a.atttypid, -1), a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', \
+        let columns = "SELECT a.attname::text, format_type(a.atttypid, -1), a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', \
                  a.attgenerated <> '' OR a.attidentity = 'a', t.typname::text, t.typtype::text, t.typcategory::text \
                  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
-                 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-                &[&table],
-            )
-            .await
-            .map_err(|e| self.server.fault(e))?;
+                 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+        let columns = self.server.answer(client.query(columns, &[&table])).await?;
         let target: Vec<_> = columns
             .iter()
             .map(|row| TargetColumn {
@@ -532,17 +535,11 @@ impl Postgres {
         if self.plan.mode == OutputMode::Update {
             let mut key: Vec<_> = self.plan.key.iter().map(|i| self.plan.columns[*i].name.clone()).collect();
             key.sort();
-            let unique: bool = client
-                .query_one(
-                    "SELECT EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = to_regclass($1) AND i.indisunique \
+            let unique = "SELECT EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = to_regclass($1) AND i.indisunique \
                      AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND $2 = \
                      (SELECT array_agg(a.attname::text ORDER BY a.attname::text COLLATE \"C\") FROM pg_attribute a \
-                     WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])))",
-                    &[&table, &key],
-                )
-                .await
-                .map_err(|e| self.server.fault(e))?
-                .get(0);
+                     WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])))";
+            let unique: bool = self.server.answer(client.query_one(unique, &[&table, &key])).await?.get(0);
             if !unique {
                 let key = self.plan.key_names();
                 return Err(self.server.error(

@@ -12,11 +12,10 @@ use perennial_core::table::{StaticTable, TableContext, TableFactory};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use super::rows::{Rows, expect_no_format};
-use crate::postgres::{Address, Name, Server, SslMode, connect_timeout};
+use crate::postgres::{Address, Connection, Name, Server, SslMode, connect_timeout, timeout};
 use crate::sinks::table::{list, quoted};
 
 /// A table or view of a PostgreSQL database.
@@ -57,6 +56,9 @@ pub struct PostgresTable {
     /// How long to wait for a connection. Default: 10 seconds.
     #[serde(default = "connect_timeout")]
     pub connect_timeout: HumanDuration,
+    /// How long the server may take to answer before the batch fails with `Timeout`. Default: 5 minutes.
+    #[serde(default = "timeout")]
+    pub timeout: HumanDuration,
 }
 
 /// What messages call it.
@@ -78,7 +80,8 @@ impl TableFactory for PostgresTable {
             root_certificate: self.root_certificate.as_deref(),
             connect_timeout: self.connect_timeout,
             refused: class::SCHEMA,
-        })?;
+        })?
+        .within(self.timeout)?;
         let columns =
             list(context.schema.fields().iter().map(|field| match (quoted(field.name()), field.data_type()) {
                 // The server breaks the lines of base64.
@@ -96,13 +99,12 @@ struct Postgres {
     query: String,
     context: TableContext,
     /// Taken out while it is used and only put back after success.
-    client: Mutex<Option<Client>>,
+    client: Mutex<Option<Connection>>,
 }
 
 #[async_trait]
 impl StaticTable for Postgres {
     async fn rows(&self) -> Result<Vec<RecordBatch>> {
-        let fault = |e| self.server.fault(e);
         let mut slot = self.client.lock().await;
         let client = match slot.take() {
             Some(client) if !client.is_closed() => client,
@@ -110,9 +112,9 @@ impl StaticTable for Postgres {
         };
         let mut rows = Rows::new(&self.context);
         let none: [&(dyn ToSql + Sync); 0] = [];
-        let mut answer = pin!(client.query_raw(&self.query, none).await.map_err(fault)?);
-        while let Some(row) = answer.try_next().await.map_err(fault)? {
-            rows.push(row.try_get::<_, &str>(0).map_err(fault)?.as_bytes())?;
+        let mut answer = pin!(self.server.answer(client.query_raw(&self.query, none)).await?);
+        while let Some(row) = self.server.answer(answer.try_next()).await? {
+            rows.push(row.try_get::<_, &str>(0).map_err(|e| self.server.fault(e))?.as_bytes())?;
         }
         *slot = Some(client);
         rows.finish()
@@ -120,7 +122,7 @@ impl StaticTable for Postgres {
 
     async fn check(&self) -> Result<()> {
         let client = self.server.connect().await?;
-        client.query(&format!("{} LIMIT 0", self.query), &[]).await.map_err(|e| self.server.fault(e))?;
+        self.server.answer(client.query(&format!("{} LIMIT 0", self.query), &[])).await?;
         Ok(())
     }
 }

@@ -20,10 +20,39 @@ pub(super) async fn endpoint(State(context): State<HttpContext>) -> ([(HeaderNam
     ([(header::CONTENT_TYPE, Exposition::CONTENT_TYPE)], text)
 }
 
-/// Text in the making: metrics one after the other.
+/// Metrics one after the other.
 #[derive(Debug, Default)]
 pub struct Exposition {
-    text: String,
+    families: Vec<Family>,
+}
+
+/// A metric with its values.
+#[derive(Debug)]
+pub(crate) struct Family {
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: String,
+    pub help: String,
+    pub points: Vec<Point>,
+}
+
+/// A value with its labels.
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub labels: Vec<(String, String)>,
+    pub value: Value,
+}
+
+#[derive(Debug)]
+pub(crate) enum Value {
+    /// A number, as it is written.
+    Number(String),
+    /// How often something took how long.
+    Histogram(Histogram),
+}
+
+fn owned(labels: &[(&str, &str)]) -> Vec<(String, String)> {
+    labels.iter().map(|(label, content)| ((*label).to_owned(), (*content).to_owned())).collect()
 }
 
 impl Exposition {
@@ -32,57 +61,91 @@ impl Exposition {
 
     /// Begins a metric. `kind` is `counter`, `gauge` or `histogram`.
     pub fn metric(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let (name, kind, help) = (name.to_owned(), kind.to_owned(), help.to_owned());
+        self.families.push(Family { name, kind, help, points: Vec::new() });
+    }
+
+    fn point(&mut self, labels: &[(&str, &str)], value: Value) {
+        if let Some(family) = self.families.last_mut() {
+            family.points.push(Point { labels: owned(labels), value });
+        }
     }
 
     /// One value of the metric begun last.
-    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.text.push_str(name);
-        for (i, (label, content)) in labels.iter().enumerate() {
-            self.text.push(if i == 0 { '{' } else { ',' });
-            let content = content.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.text, "{label}=\"{content}\"");
-        }
-        if !labels.is_empty() {
-            self.text.push('}');
-        }
-        let _ = writeln!(self.text, " {value}");
+    pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
+        self.point(labels, Value::Number(value.to_string()));
     }
 
     /// A metric with one value.
     pub fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.metric(name, kind, help);
-        self.sample(name, &[], value);
+        self.sample(&[], value);
     }
 
-    /// All lines of one histogram of the metric begun last.
-    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
-        let mut below = 0;
-        for (count, bound) in
-            histogram.counts.iter().zip(Histogram::BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()]))
-        {
-            below += count;
-            let mut labels = labels.to_vec();
-            labels.push(("le", &bound));
-            self.sample(&format!("{name}_bucket"), &labels, below);
-        }
-        self.sample(&format!("{name}_sum"), labels, histogram.sum_seconds);
-        self.sample(&format!("{name}_count"), labels, histogram.count());
+    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        self.point(labels, Value::Histogram(histogram.clone()));
     }
 
-    /// The text.
+    /// As text.
     pub fn finish(self) -> String {
-        self.text
+        let mut text = String::new();
+        for Family { name, kind, help, points } in self.families {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for Point { labels, value } in points {
+                match value {
+                    Value::Number(number) => line(&mut text, &name, &labels, number),
+                    Value::Histogram(histogram) => lines(&mut text, &name, labels, &histogram),
+                }
+            }
+        }
+        text
     }
 }
 
-/// All metrics of a job.
+fn line(text: &mut String, name: &str, labels: &[(String, String)], value: impl Display) {
+    text.push_str(name);
+    for (i, (label, content)) in labels.iter().enumerate() {
+        text.push(if i == 0 { '{' } else { ',' });
+        let content = content.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let _ = write!(text, "{label}=\"{content}\"");
+    }
+    if !labels.is_empty() {
+        text.push('}');
+    }
+    let _ = writeln!(text, " {value}");
+}
+
+/// All lines of a histogram.
+fn lines(text: &mut String, name: &str, mut labels: Vec<(String, String)>, histogram: &Histogram) {
+    let mut below = 0;
+    for (count, bound) in
+        histogram.counts.iter().zip(Histogram::BOUNDS.iter().map(f64::to_string).chain(["+Inf".into()]))
+    {
+        below += count;
+        labels.push(("le".into(), bound));
+        line(text, &format!("{name}_bucket"), &labels, below);
+        labels.pop();
+    }
+    line(text, &format!("{name}_sum"), &labels, histogram.sum_seconds);
+    line(text, &format!("{name}_count"), &labels, histogram.count());
+}
+
+/// All metrics of a job, as text.
 pub fn render(status: &Status) -> String {
+    all(status).finish()
+}
+
+fn all(status: &Status) -> Exposition {
     let mut out = Exposition::default();
     spark(&mut out, status);
     job(&mut out, status);
     queries(&mut out, status);
-    out.finish()
+    out
+}
+
+/// All metrics of a job.
+pub(crate) fn families(status: &Status) -> Vec<Family> {
+    all(status).families
 }
 
 /// Names that people's dashboards know.
@@ -104,18 +167,18 @@ fn spark(out: &mut Exposition, status: &Status) {
 fn job(out: &mut Exposition, status: &Status) {
     out.metric("perennial_info", "gauge", "Job and program, in the labels.");
     let labels = [("job", &*status.job), ("job_version", &*status.version), ("version", env!("CARGO_PKG_VERSION"))];
-    out.sample("perennial_info", &labels, 1);
+    out.sample(&labels, 1);
     let start = status.start_micros as f64 / 1e6;
     out.single("perennial_start_time_seconds", "gauge", "When the process started, in seconds since the epoch.", start);
     let health = status.health();
     out.metric("perennial_health", "gauge", "1 for the health that the job has, 0 for the others.");
     for name in ["initializing", "healthy", "degraded", "unhealthy"] {
-        out.sample("perennial_health", &[("status", name)], u8::from(health.as_str() == name));
+        out.sample(&[("status", name)], u8::from(health.as_str() == name));
     }
     let name = "perennial_disk_free_ratio";
     out.metric(name, "gauge", "The share of a disk that is free.");
     for (disk, free) in &status.disks {
-        out.sample(name, &[("disk", disk)], free);
+        out.sample(&[("disk", disk)], free);
     }
     let help = "Bytes that state and batches hold.";
     out.single("perennial_memory_bytes", "gauge", help, status.memory_bytes);
@@ -137,7 +200,7 @@ fn queries(out: &mut Exposition, status: &Status) {
         out.metric(name, kind, help);
         for (query, entry) in &status.queries {
             if let Some(value) = value(entry) {
-                out.sample(name, &[("query", query)], value);
+                out.sample(&[("query", query)], value);
             }
         }
     }
@@ -146,7 +209,7 @@ fn queries(out: &mut Exposition, status: &Status) {
     out.metric(name, "gauge", "1 for the state that the query is in, 0 for the others.");
     for (query, entry) in &status.queries {
         for state in STATE_NAMES {
-            out.sample(name, &[("query", query), ("state", state)], u8::from(state_name(&entry.state) == state));
+            out.sample(&[("query", query), ("state", state)], u8::from(state_name(&entry.state) == state));
         }
     }
     breakers(out, status);
@@ -168,13 +231,13 @@ fn queries(out: &mut Exposition, status: &Status) {
     let name = "perennial_batch_seconds";
     out.metric(name, "histogram", "Time of a batch from trigger to commit.");
     for (query, entry) in &status.queries {
-        out.histogram(name, &[("query", query)], &entry.batch_seconds);
+        out.histogram(&[("query", query)], &entry.batch_seconds);
     }
     let name = "perennial_batch_phase_seconds";
     out.metric(name, "histogram", "Time of the phases of a batch. Phases overlap.");
     for (query, entry) in &status.queries {
         for (phase, histogram) in &entry.phase_seconds {
-            out.histogram(name, &[("query", query), ("phase", phase)], histogram);
+            out.histogram(&[("query", query), ("phase", phase)], histogram);
         }
     }
 
@@ -193,7 +256,7 @@ fn queries(out: &mut Exposition, status: &Status) {
             ("dead_lettered", c.dead_lettered),
         ];
         for (outcome, count) in outcomes {
-            out.sample(name, &[("query", query), ("outcome", outcome)], count);
+            out.sample(&[("query", query), ("outcome", outcome)], count);
         }
     }
     let help = "Bytes of records read.";
@@ -218,7 +281,7 @@ fn queries(out: &mut Exposition, status: &Status) {
     for (query, entry) in &status.queries {
         for (source, lag) in &entry.lag {
             if let Some(records) = lag.records {
-                out.sample(name, &[("query", query), ("source", source)], records);
+                out.sample(&[("query", query), ("source", source)], records);
             }
         }
     }
@@ -230,7 +293,7 @@ fn queries(out: &mut Exposition, status: &Status) {
     );
     for (query, entry) in &status.queries {
         for (source, trend) in &entry.lag_trend {
-            out.sample(name, &[("query", query), ("source", source)], u8::from(trend.grows(status.now_micros)));
+            out.sample(&[("query", query), ("source", source)], u8::from(trend.grows(status.now_micros)));
         }
     }
     let name = "perennial_partition_lag_records";
@@ -238,7 +301,7 @@ fn queries(out: &mut Exposition, status: &Status) {
     for (query, entry) in &status.queries {
         for (source, lag) in &entry.lag {
             for (partition, records) in lag.partitions.iter().take(MAX_PARTITIONS) {
-                out.sample(name, &[("query", query), ("source", source), ("partition", partition)], records);
+                out.sample(&[("query", query), ("source", source), ("partition", partition)], records);
             }
         }
     }
@@ -273,7 +336,7 @@ fn breakers(out: &mut Exposition, status: &Status) {
         for (query, entry) in &status.queries {
             for (part, breaker) in &entry.breakers {
                 if let Some(value) = value(breaker) {
-                    out.sample(name, &[("query", query), ("part", &part.to_string())], value);
+                    out.sample(&[("query", query), ("part", &part.to_string())], value);
                 }
             }
         }
@@ -284,7 +347,7 @@ fn breakers(out: &mut Exposition, status: &Status) {
         for (part, breaker) in &entry.breakers {
             for state in BreakerState::NAMES {
                 let labels = [("query", query.as_str()), ("part", &part.to_string()), ("state", state)];
-                out.sample(name, &labels, u8::from(breaker.state.name() == state));
+                out.sample(&labels, u8::from(breaker.state.name() == state));
             }
         }
     }
@@ -311,7 +374,7 @@ fn by_class(
     out.metric(name, "counter", help);
     for (query, entry) in &status.queries {
         for (class, count) in counts(entry) {
-            out.sample(name, &[("query", query), ("class", class)], count);
+            out.sample(&[("query", query), ("class", class)], count);
         }
     }
 }

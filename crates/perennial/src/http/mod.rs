@@ -33,6 +33,7 @@ use crate::progress::{ProgressBook, QueryProgress};
 use openapi::{Answer, html, json_of, text};
 
 pub use metrics::{Exposition, render as render_metrics};
+pub(crate) use metrics::{Family, Value as MetricValue, families};
 pub use server::{Listener, Server, Tls, bind};
 
 /// What the endpoints read.

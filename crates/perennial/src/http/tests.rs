@@ -594,7 +594,7 @@ async fn metrics_are_what_prometheus_reads() {
 fn labels_are_escaped() {
     let mut out = Exposition::default();
     out.metric("m", "gauge", "A metric.");
-    out.sample("m", &[("l", "a\"b\\c\nd")], 1);
+    out.sample(&[("l", "a\"b\\c\nd")], 1);
     assert_eq!(out.finish(), "# HELP m A metric.\n# TYPE m gauge\nm{l=\"a\\\"b\\\\c\\nd\"} 1\n");
 }
 

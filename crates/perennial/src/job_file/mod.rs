@@ -100,6 +100,9 @@ pub struct JobFile {
     /// Who is told when something is wrong. `perennial alerts` lists the rules.
     #[serde(default)]
     pub alerts: AlertSettings,
+    /// Traces and metrics that the job sends to others.
+    #[serde(default)]
+    pub telemetry: TelemetrySettings,
     /// Time zone of the session: for dates and times without one, and for functions such as `hour`. A name such as `Europe/Berlin`, or an
     /// offset such as `+02:00`.
     #[serde(default = "default_time_zone")]
@@ -423,6 +426,8 @@ pub struct AlertSettings {
     pub webhooks: Vec<WebhookSettings>,
     /// A Prometheus Alertmanager.
     pub alertmanager: Option<AlertmanagerSettings>,
+    /// People who get mail.
+    pub email: Option<EmailSettings>,
 }
 
 impl Default for AlertSettings {
@@ -435,6 +440,7 @@ impl Default for AlertSettings {
             rules: BTreeMap::new(),
             webhooks: Vec::new(),
             alertmanager: None,
+            email: None,
         }
     }
 }
@@ -491,6 +497,78 @@ pub enum WebhookFormat {
 pub struct AlertmanagerSettings {
     /// Where it is: `http://localhost:9093`.
     pub url: String,
+}
+
+/// Mail over SMTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmailSettings {
+    /// Host name or address of the mail server.
+    pub server: String,
+    /// Its port. By default 587 with `tls: starttls`, 465 with `tls: tls`, 25 with `tls: none`.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// How the connection is encrypted.
+    #[serde(default)]
+    pub tls: MailTls,
+    /// File with the certificates (PEM) of the authorities that may vouch for the server. By default those of the system.
+    #[serde(default)]
+    pub root_certificate: Option<String>,
+    /// User to log in as. By default nobody logs in.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// The user's password.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// Who writes: `perennial@example.com` or `Perennial <perennial@example.com>`.
+    pub from: String,
+    /// Who is written to.
+    pub to: Vec<String>,
+}
+
+/// How a connection to a mail server is encrypted. Its certificate is always checked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MailTls {
+    /// After the greeting, by STARTTLS.
+    #[default]
+    Starttls,
+    /// From the beginning.
+    Tls,
+    /// Not at all; then nobody can log in.
+    None,
+}
+
+/// Traces and metrics that the job sends to others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// A collector of OpenTelemetry. By default nothing is sent.
+    pub otlp: Option<OtlpSettings>,
+}
+
+/// A collector of OpenTelemetry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OtlpSettings {
+    /// Where it takes OTLP over HTTP: `http://localhost:4318`. `/v1/traces` and `/v1/metrics` are added.
+    pub endpoint: String,
+    /// Headers to send along, such as `Authorization`.
+    #[serde(default)]
+    pub headers: BTreeMap<String, Secret>,
+    /// How often something is sent.
+    #[serde(default = "otlp_interval")]
+    pub every: HumanDuration,
+    /// Whether each batch is sent as a trace.
+    #[serde(default = "yes")]
+    pub traces: bool,
+    /// Whether the metrics are sent.
+    #[serde(default = "yes")]
+    pub metrics: bool,
+}
+
+fn otlp_interval() -> HumanDuration {
+    HumanDuration(Duration::from_secs(10))
 }
 
 /// A schema as Spark DDL, with the columns that it means.

@@ -1,6 +1,6 @@
 //! Alerts as they arrive: at receivers of the job's own, and through Prometheus.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,22 +9,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Home, Running, code, stdout};
+use crate::faulty::Certificates;
+use crate::support::{Home, Running, code, read_request, stdout};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Path and body of a request.
-type Posted = (String, Vec<u8>);
+pub type Posted = (String, Vec<u8>);
 
 /// Takes what is posted to it. Lives as long as the tests.
-struct Receiver {
+pub struct Receiver {
     port: u16,
-    posted: Arc<Mutex<Vec<Posted>>>,
+    pub posted: Arc<Mutex<Vec<Posted>>>,
 }
 
 impl Receiver {
     /// Answers the first requests with these, and all others with 204.
-    fn start(listener: TcpListener, first: &[u16]) -> Self {
+    pub fn start(listener: TcpListener, first: &[u16]) -> Self {
         let port = listener.local_addr().unwrap().port();
         let posted: Arc<Mutex<Vec<Posted>>> = Arc::default();
         let (answers, seen) = (first.to_vec(), posted.clone());
@@ -39,12 +40,12 @@ impl Receiver {
         Self { port, posted }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Waits for a body in which this holds.
-    fn wait_for(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait_for(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let begin = Instant::now();
         loop {
             let bodies: Vec<Value> =
@@ -59,40 +60,19 @@ impl Receiver {
 }
 
 /// Reads one request and answers it; nothing is given back of one that was refused.
-fn take(stream: TcpStream, status: u16) -> Option<Posted> {
-    let mut reader = BufReader::new(stream);
-    let (mut path, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if path.is_empty() {
-            path = line.split(' ').nth(1)?.to_owned();
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-        if line == "\r\n" {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    reader
-        .get_mut()
-        .write_all(if status == 204 { b"HTTP/1.1 204 X\r\nconnection: close\r\n\r\n" } else { answer.as_bytes() })
-        .ok()?;
-    (status == 204).then_some((path, body))
+fn take(mut stream: TcpStream, status: u16) -> Option<Posted> {
+    let posted = read_request(&mut stream)?;
+    let length = if status == 204 { "" } else { "content-length: 0\r\n" };
+    stream.write_all(format!("HTTP/1.1 {status} X\r\n{length}connection: close\r\n\r\n").as_bytes()).ok()?;
+    (status == 204).then_some(posted)
 }
 
-fn any_port() -> TcpListener {
+pub fn any_port() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
 /// A job whose sink is at a port, and the settings of its alerts.
-fn job(port: u16, alerts: &str) -> String {
+pub fn job(port: u16, alerts: &str) -> String {
     format!(
         "name: alerting\nsources:\n  rows:\n    files: {{ path: ./in, settle: 0s }}\n    format: json\n    schema: id BIGINT, at TIMESTAMP\n\
          queries:\n  copy:\n    sql: SELECT id, at FROM rows\n    sink: {{ influxdb: {{ url: 'http://127.0.0.1:{port}', database: d, measurement: m, time: at, allow_overwrite: true }} }}\n\
@@ -151,6 +131,150 @@ fn receivers_are_told_when_it_begins_and_when_it_is_over() {
     let runs = history["runs"].as_array().unwrap();
     assert_eq!((runs.len(), &runs[0]["reason"], &runs[0]["records"]), (1, &"stopped".into(), &10.into()));
     assert!(runs[0]["errors"].as_u64() > Some(0), "{history}");
+}
+
+/// A message as a mail server got it.
+#[derive(Debug, Clone)]
+struct Mail {
+    from: String,
+    to: Vec<String>,
+    text: String,
+}
+
+/// A mail server that wants TLS and a login, as those of providers do.
+struct MailServer {
+    port: u16,
+    mails: Arc<Mutex<Vec<Mail>>>,
+}
+
+impl MailServer {
+    /// Shows the first clients the first of these certificates, and so on; the last one to all others. Has no room for the first message.
+    fn start(certificates: Vec<Arc<rustls::ServerConfig>>) -> Self {
+        let listener = any_port();
+        let port = listener.local_addr().unwrap().port();
+        let mails: Arc<Mutex<Vec<Mail>>> = Arc::default();
+        let taken = mails.clone();
+        std::thread::spawn(move || {
+            let mut full = true;
+            for (client, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+                let certificate = certificates.get(client).or(certificates.last()).unwrap().clone();
+                taken.lock().unwrap().extend(Self::talk(stream, certificate, &mut full));
+            }
+        });
+        Self { port, mails }
+    }
+
+    fn talk(stream: TcpStream, certificate: Arc<rustls::ServerConfig>, full: &mut bool) -> Option<Mail> {
+        let mut plain = BufReader::new(stream);
+        plain.get_mut().write_all(b"220 mail.test ready\r\n").ok()?;
+        let mut line = String::new();
+        for (command, answer) in [
+            ("EHLO [127.0.0.1]\r\n", "250-mail.test\r\n250-SIZE 1000000\r\n250 STARTTLS\r\n"),
+            ("STARTTLS\r\n", "220 go on\r\n"),
+        ] {
+            line.clear();
+            plain.read_line(&mut line).ok()?;
+            assert_eq!(line, command);
+            plain.get_mut().write_all(answer.as_bytes()).ok()?;
+        }
+        let tls = rustls::ServerConnection::new(certificate).unwrap();
+        let mut talk = BufReader::new(rustls::StreamOwned::new(tls, plain.into_inner()));
+        let (mut mail, mut welcome) = (Mail { from: String::new(), to: Vec::new(), text: String::new() }, false);
+        loop {
+            line.clear();
+            talk.read_line(&mut line).ok()?;
+            let address = |line: &str| line.split(['<', '>']).nth(1).unwrap().to_owned();
+            let answer = match line.trim_end() {
+                "EHLO [127.0.0.1]" => "250-mail.test\r\n250 AUTH LOGIN PLAIN",
+                // NUL perennial NUL hunter2
+                "AUTH PLAIN AHBlcmVubmlhbABodW50ZXIy" => {
+                    welcome = true;
+                    "235 welcome"
+                }
+                "DATA" if !mail.to.is_empty() => {
+                    talk.get_mut().write_all(b"354 go on\r\n").ok()?;
+                    while !mail.text.ends_with("\r\n.\r\n") {
+                        talk.read_line(&mut mail.text).ok()?;
+                    }
+                    if std::mem::take(full) { "452 no room" } else { "250 taken" }
+                }
+                "QUIT" => {
+                    let _ = talk.get_mut().write_all(b"221 bye\r\n");
+                    return Some(mail);
+                }
+                from if from.starts_with("MAIL FROM:<") && welcome => {
+                    mail.from = address(from);
+                    "250 ok"
+                }
+                to if to.starts_with("RCPT TO:<gone@") => "550 nobody of this name",
+                to if to.starts_with("RCPT TO:<") => {
+                    mail.to.push(address(to));
+                    "250 ok"
+                }
+                other => panic!("{other}"),
+            };
+            talk.get_mut().write_all(format!("{answer}\r\n").as_bytes()).ok()?;
+        }
+    }
+
+    fn wait_for(&self, subject: &str) -> Mail {
+        let begin = Instant::now();
+        loop {
+            let mails = self.mails.lock().unwrap().clone();
+            if let Some(found) = mails.iter().find(|mail| mail.text.contains(subject)) {
+                return found.clone();
+            }
+            assert!(begin.elapsed() < PATIENCE, "waited in vain for {subject}: {mails:#?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn people_get_mail_through_a_server_that_wants_tls_and_a_login() {
+    let certificates = Certificates::new();
+    let server = MailServer::start(["expired.crt", "valid.crt"].map(|name| certificates.server(name)).into());
+    let sink = any_port().local_addr().unwrap().port();
+    let alerts = format!(
+        "alerts:\n  every: 50ms\n  resolve_after: 100ms\n  rules: {{ disk_nearly_full: {{ enabled: false }} }}\n  \
+         email:\n    server: 127.0.0.1\n    port: {}\n    root_certificate: {}\n    username: perennial\n    password: hunter2\n    \
+         from: Perennial <perennial@example.com>\n    to: [Wärter <ops@example.com>, gone@example.com, night@example.com]\n",
+        server.port,
+        certificates.path("ca.crt").display()
+    );
+    let home = Home::new(&job(sink, &alerts));
+    home.give(0..10);
+    let mut running = Running::start(home.command(&["run", "job.yaml"]));
+    running.wait_for_text("an alert was not taken: invalid peer certificate: certificate expired");
+    running.wait_for_text("an alert was not taken: it answered the message with 452 no room");
+    let mail = server.wait_for("A circuit breaker is open");
+    assert_eq!(
+        (&*mail.from, &*mail.to),
+        ("perennial@example.com", &["ops@example.com", "night@example.com"].map(str::to_owned)[..])
+    );
+    let (head, body) = mail.text.split_once("\r\n\r\n").unwrap();
+    let field =
+        |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default();
+    assert_eq!(field("From"), "\"Perennial\" <perennial@example.com>", "{head}");
+    assert!(
+        head.contains("<ops@example.com>") && head.contains("night@example.com") && head.contains("=?utf-8?"),
+        "{head}"
+    );
+    assert!(field("Subject").starts_with("[CRITICAL] alerting: "), "{head}");
+    let age = chrono::Utc::now().signed_duration_since(chrono::DateTime::parse_from_rfc2822(field("Date")).unwrap());
+    assert!((0..600).contains(&age.num_seconds()), "{head}");
+    assert!(field("Message-ID").ends_with("@example.com>"), "{head}");
+    assert_eq!(field("Auto-Submitted"), "auto-generated", "{head}");
+    assert!(body.contains("CRITICAL alerting: A circuit breaker is open: "), "{body}");
+
+    let _sink = Receiver::start(TcpListener::bind(("127.0.0.1", sink)).unwrap(), &[]);
+    let over = server.wait_for("RESOLVED alerting: A circuit breaker is open");
+    assert!(over.text.contains("Subject: [RESOLVED] alerting: "), "{}", over.text);
+    running.signal("TERM");
+    let (code, log) = running.end();
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("one receiver of alerts is refused") && log.contains("550 nobody of this name"), "{log}");
+    assert!(!log.contains("hunter2") && !log.contains("AHBlcmVubmlhbA"), "{log}");
 }
 
 #[test]

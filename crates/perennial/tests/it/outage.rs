@@ -15,13 +15,25 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use rdkafka::{Message, Offset, TopicPartitionList};
 use serde_json::Value;
 
-use crate::support::{Home, Running};
+use crate::support::{Home, PATIENCE, Running, Watched};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Records of the first batch after a time without any.
 const SMALL: u64 = 100;
 
+/// How long a server is away: as long as it takes to see what is said about it, or longer.
+fn outage() -> Duration {
+    let seconds = std::env::var("PERENNIAL_PROOF_OUTAGE_SECONDS").map_or(0, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
 const TOKEN: &str = "open-sesame";
+
+/// How a server is away.
+#[derive(Clone, Copy, PartialEq)]
+enum Away {
+    Dead,
+    Hanging,
+}
 
 /// Servers that belong to one test, because it stops them.
 struct Servers {
@@ -47,6 +59,28 @@ impl Servers {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "scripts/services {arguments:?}: {said}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A server that hangs: it is there, and its connections stay open, and it does nothing; or goes on with its work.
+    fn signal(&self, server: &str, signal: &str) {
+        let pid = std::fs::read_to_string(self.directory.path().join(server).join("pid")).unwrap();
+        let pid = pid.split_whitespace().next().unwrap();
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn take_away(&self, server: &str, how: Away) {
+        match how {
+            Away::Dead => drop(self.script(&["stop", server, "--now"])),
+            Away::Hanging => self.signal(server, "STOP"),
+        }
+    }
+
+    fn give_back(&self, server: &str, how: Away) {
+        match how {
+            Away::Dead => drop(self.script(&["start", server])),
+            Away::Hanging => self.signal(server, "CONT"),
+        }
     }
 
     fn at(&self, server: &str) -> &str {
@@ -100,50 +134,12 @@ impl Load {
     }
 }
 
-struct Watched {
-    url: String,
-    client: reqwest::Client,
-}
-
-impl Watched {
-    async fn json(&self, path: &str) -> Value {
-        let answer = self.client.get(format!("{}{path}", self.url)).send().await.unwrap();
-        serde_json::from_str(&answer.text().await.unwrap()).unwrap()
-    }
-
-    /// The status of the answer.
-    async fn post(&self, path: &str, token: &str) -> u16 {
-        self.client.post(format!("{}{path}", self.url)).bearer_auth(token).send().await.unwrap().status().as_u16()
-    }
-
-    async fn text(&self, path: &str) -> String {
-        self.client.get(format!("{}{path}", self.url)).send().await.unwrap().text().await.unwrap()
-    }
-
-    /// Asks until it is so.
-    async fn until(&self, path: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let begin = Instant::now();
-        loop {
-            let answer = self.json(path).await;
-            if holds(&answer) {
-                return answer;
-            }
-            assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}: {answer:#}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn until_caught_up(&self, load: &Load) {
-        let sent = load.sent.load(Ordering::Relaxed);
-        let all = |answer: &Value| {
-            answer["queries"]
-                .as_object()
-                .unwrap()
-                .values()
-                .all(|query| query["records"]["read"].as_u64().unwrap() >= sent)
-        };
-        self.until("/health/detailed", "all queries caught up", all).await;
-    }
+async fn until_caught_up(watched: &Watched, load: &Load) {
+    let sent = load.sent.load(Ordering::Relaxed);
+    let all = |answer: &Value| {
+        answer["queries"].as_object().unwrap().values().all(|query| query["records"]["read"].as_u64().unwrap() >= sent)
+    };
+    watched.until("/health/detailed", "all queries caught up", all).await;
 }
 
 const QUERIES: [&str; 3] = ["to_postgres", "to_influxdb", "to_kafka"];
@@ -157,7 +153,7 @@ fn job(servers: &Servers) -> String {
 name: outage
 sources:
   numbers:
-    kafka: {{ brokers: "{brokers}", topic: numbers, starting_offsets: earliest }}
+    kafka: {{ brokers: "{brokers}", topic: numbers, starting_offsets: earliest, timeout: 3s }}
     format: json
     schema: id BIGINT, at TIMESTAMP
 queries:
@@ -202,8 +198,7 @@ fn servers_that_go_away_and_come_back_cost_nothing_but_time() {
     let home = Home::new(&job(&servers));
     let load = Load::start(servers.at("KAFKA"));
     let mut running = Running::start(home.command(&["run", "--log-format", "json", "job.yaml"]));
-    let line: Value = serde_json::from_str(&running.wait_for_text("/health")).unwrap();
-    let url = line["health"].as_str().unwrap().trim_end_matches("/health").to_owned();
+    let url = running.url();
     assert!(url.starts_with("https://"), "{url}");
     let authority = std::fs::read(servers.directory.path().join("tls/ca.crt")).unwrap();
     let authority = reqwest::Certificate::from_pem(&authority).unwrap();
@@ -212,11 +207,18 @@ fn servers_that_go_away_and_come_back_cost_nothing_but_time() {
 
     runtime.block_on(async {
         watched.until("/health", "it is healthy", |health| health["status"] == "healthy").await;
-        watched.until_caught_up(&load).await;
+        until_caught_up(&watched, &load).await;
         let sink = |query| [(query, "sink")];
-        one_goes_away(&servers, &watched, &load, "postgres", &sink("to_postgres")).await;
-        one_goes_away(&servers, &watched, &load, "influxdb", &sink("to_influxdb")).await;
-        one_goes_away(&servers, &watched, &load, "kafka", &QUERIES.map(|query| (query, "sources.numbers"))).await;
+        let source = QUERIES.map(|query| (query, "sources.numbers"));
+        for (server, how, parts) in [
+            ("postgres", Away::Dead, &sink("to_postgres")[..]),
+            ("influxdb", Away::Dead, &sink("to_influxdb")),
+            ("kafka", Away::Dead, &source),
+            ("influxdb", Away::Hanging, &sink("to_influxdb")),
+            ("kafka", Away::Hanging, &source),
+        ] {
+            one_goes_away(&servers, &watched, &load, server, how, parts).await;
+        }
         one_is_paused(&watched, &load).await;
     });
     let sent = load.end();
@@ -234,10 +236,18 @@ fn servers_that_go_away_and_come_back_cost_nothing_but_time() {
     assert_grows_from_small(&log);
 }
 
-/// Stops a server as a crash would, sees what is said about it, starts it, and sees that all is well again.
-async fn one_goes_away(servers: &Servers, watched: &Watched, load: &Load, server: &str, parts: &[(&str, &str)]) {
+/// Takes a server away, sees what is said about it, gives it back, and sees that all is well again.
+async fn one_goes_away(
+    servers: &Servers,
+    watched: &Watched,
+    load: &Load,
+    server: &str,
+    how: Away,
+    parts: &[(&str, &str)],
+) {
     let before = watched.json("/health/detailed").await;
-    servers.script(&["stop", server, "--now"]);
+    let gone_at = Instant::now();
+    servers.take_away(server, how);
     for (query, part) in parts {
         let open = |answer: &Value| answer["queries"][query]["breakers"][part]["state"] == "open";
         let answer = watched.until("/health/detailed", &format!("the breaker of {query}: {part} is open"), open).await;
@@ -247,11 +257,17 @@ async fn one_goes_away(servers: &Servers, watched: &Watched, load: &Load, server
         assert!(breaker["failures"].as_u64() >= Some(3), "{breaker}");
         let error = &found["last_error"];
         let class = error["type"].as_str().unwrap();
-        assert!(["ConnectionRefused", "ConnectionLost", "ServerUnavailable", "Timeout"].contains(&class), "{error}");
-        assert!(error["recommendation"].as_str().unwrap().starts_with("Check "), "{error}");
+        let (classes, recommendation) = match how {
+            Away::Dead => (&["ConnectionRefused", "ConnectionLost", "ServerUnavailable", "Timeout"][..], "Check "),
+            Away::Hanging => (&["Timeout"][..], "Retry after 60 seconds"),
+        };
+        assert!(classes.contains(&class), "{error}");
+        assert!(class == "Timeout" || error["recommendation"].as_str().unwrap().starts_with(recommendation), "{error}");
         assert!(found["errors_by_type"][class].as_u64().unwrap() <= answer["errors_by_type"][class].as_u64().unwrap());
         let metrics = watched.text("/metrics").await;
-        let line = format!("perennial_breaker_opened_total{{query=\"{query}\",part=\"{part}\"}} 1");
+        let opened = breaker["opened"].as_u64().unwrap();
+        assert_eq!(opened, before["queries"][query]["breakers"][part]["opened"].as_u64().unwrap() + 1, "{breaker}");
+        let line = format!("perennial_breaker_opened_total{{query=\"{query}\",part=\"{part}\"}} {opened}");
         assert!(metrics.contains(&line), "{line} is not in the metrics");
     }
     let not_ready = |answer: &Value| {
@@ -274,14 +290,23 @@ async fn one_goes_away(servers: &Servers, watched: &Watched, load: &Load, server
         watched.until("/health/detailed", &format!("{other} goes on"), more).await;
     }
 
-    servers.script(&["start", server]);
+    let longer = outage().saturating_sub(gone_at.elapsed());
+    tokio::time::sleep(longer).await;
+    println!(
+        "{server} was {} for {:.0} s",
+        if how == Away::Dead { "dead" } else { "hanging" },
+        gone_at.elapsed().as_secs_f64()
+    );
+    servers.give_back(server, how);
+    let back_at = Instant::now();
     for (query, part) in parts {
         let closed = |answer: &Value| answer["queries"][query]["breakers"][part]["state"] == "closed";
         watched.until("/health/detailed", "the breaker is closed", closed).await;
     }
-    watched.until_caught_up(load).await;
+    until_caught_up(watched, load).await;
     watched.until("/health", "it is healthy again", |health| health["status"] == "healthy").await;
     watched.until("/health/ready", "it is ready again", |answer| answer["ready"] == true).await;
+    println!("  and all was well again after {:.1} s", back_at.elapsed().as_secs_f64());
 }
 
 /// A query that is paused over HTTP reads nothing, and goes on where it was.
@@ -295,7 +320,7 @@ async fn one_is_paused(watched: &Watched, load: &Load) {
     let later = watched.until("/health/detailed", "the others go on", more).await;
     assert_eq!(read(&later, "to_kafka"), read(&paused, "to_kafka"));
     assert_eq!(watched.post("/queries/to_kafka/resume", TOKEN).await, 200);
-    watched.until_caught_up(load).await;
+    until_caught_up(watched, load).await;
 }
 
 /// After each time in which a query was held up the first new batch is small, and none is more than double the one before.
@@ -325,7 +350,7 @@ fn assert_grows_from_small(log: &str) {
             _ => {}
         }
     }
-    assert!(restarts >= 5, "{restarts} breakers closed");
+    assert!(restarts >= 9, "{restarts} breakers closed");
 }
 
 async fn in_postgres(url: &str) -> Vec<i64> {

@@ -1,19 +1,21 @@
 //! What the tests of the program share.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// The program under test.
 pub const PERENNIAL: &str = env!("CARGO_BIN_EXE_perennial");
 
 /// How long anything that a test waits for may take; far more than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The address of a real server, as `scripts/services env` prints it.
 pub fn server(variable: &str) -> String {
@@ -99,7 +101,7 @@ impl Home {
         for (path, content) in self.files_below("out") {
             assert!(path.extension().is_some_and(|end| end == "json"), "not a result: {}", path.display());
             for line in String::from_utf8(content).unwrap().lines() {
-                let row: serde_json::Value = serde_json::from_str(line).unwrap();
+                let row: Value = serde_json::from_str(line).unwrap();
                 results.push(row[field].as_u64().unwrap());
             }
         }
@@ -134,16 +136,22 @@ pub struct Running {
 impl Running {
     pub fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
-            for line in std::io::BufRead::lines(stderr).map_while(Result::ok) {
+            for line in stderr.lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {
                     break;
                 }
             }
         });
         Self { child, lines, log: String::new() }
+    }
+
+    /// Where its HTTP server is, of a program that logs in JSON and has just been started: `http://127.0.0.1:1234`.
+    pub fn url(&mut self) -> String {
+        let line: Value = serde_json::from_str(&self.wait_for_text("/health")).unwrap();
+        line["health"].as_str().unwrap().trim_end_matches("/health").to_owned()
     }
 
     pub fn pid(&self) -> u32 {
@@ -191,4 +199,62 @@ impl Running {
         }
         (self.child.wait().unwrap().code().unwrap_or(-1), self.log)
     }
+}
+
+/// What a running job tells over HTTP.
+pub struct Watched {
+    pub url: String,
+    pub client: reqwest::Client,
+}
+
+impl Watched {
+    pub async fn json(&self, path: &str) -> Value {
+        serde_json::from_str(&self.text(path).await).unwrap()
+    }
+
+    pub async fn text(&self, path: &str) -> String {
+        self.client.get(format!("{}{path}", self.url)).send().await.unwrap().text().await.unwrap()
+    }
+
+    /// The status of the answer.
+    pub async fn post(&self, path: &str, token: &str) -> u16 {
+        self.client.post(format!("{}{path}", self.url)).bearer_auth(token).send().await.unwrap().status().as_u16()
+    }
+
+    /// Asks until it is so.
+    pub async fn until(&self, path: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let begin = Instant::now();
+        loop {
+            let answer = self.json(path).await;
+            if holds(&answer) {
+                return answer;
+            }
+            assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}: {answer:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Path and body of a request over HTTP; `None` where there is none.
+pub fn read_request(stream: &mut impl Read) -> Option<(String, Vec<u8>)> {
+    let mut reader = BufReader::new(stream);
+    let (mut path, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if path.is_empty() {
+            path = line.split(' ').nth(1)?.to_owned();
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((path, body))
 }

@@ -1,5 +1,6 @@
 //! Sources, tables, sinks and formats: one file each, and the registry that names them.
 
+pub mod dead_letters;
 pub mod format;
 pub mod journal;
 #[cfg(feature = "kafka")]

@@ -226,8 +226,13 @@ impl Server {
 
     /// What the server answers, if it does so in time. After an error the connection is worth nothing any more.
     pub async fn answer<T>(&self, answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T> {
-        match tokio::time::timeout(self.timeout.0, answer).await {
-            Ok(answer) => answer.map_err(|e| self.fault(e)),
+        self.in_time(async { answer.await.map_err(|e| self.fault(e)) }).await
+    }
+
+    /// What comes of work that may take as long as an answer. After an error the connection is worth nothing any more.
+    pub async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(self.timeout.0, work).await {
+            Ok(done) => done,
             Err(_) => {
                 let what = format!("no answer after {} (timeout: set more where statements take longer)", self.timeout);
                 Err(self.error(class::TIMEOUT, what))

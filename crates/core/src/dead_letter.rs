@@ -1,9 +1,12 @@
 //! Dead letters: what could not be processed, kept whole with the reason, once.
 
+mod entry;
 mod files;
 mod outcome;
 mod record;
 mod retention;
+
+use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,9 +16,10 @@ use crate::error::{ErrorClass, Result};
 use crate::records::RawRecord;
 use crate::sink::BatchId;
 
+pub use entry::entries_of;
 pub use files::{FileDeadLetters, Journal};
-pub use outcome::{Mark, Outcome};
-pub use record::{decode as decode_record, set_value};
+pub use outcome::{Mark, Outcome, Standing};
+pub use record::{KeptRecord, decode as decode_record, set_value};
 
 /// Where in the way of a batch a record failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -129,7 +133,7 @@ pub struct DeadLetterStats {
     /// Number of entries (batches and errors, not records).
     pub total_entries: u64,
     /// Entries by error class.
-    pub error_types: std::collections::BTreeMap<String, u64>,
+    pub error_types: BTreeMap<String, u64>,
     /// The oldest entry.
     pub first_error: Option<EntrySummary>,
     /// The newest entry.
@@ -149,25 +153,36 @@ pub struct EntrySummary {
     pub error_type: String,
 }
 
-/// Where dead letters go.
+/// Where dead letters go, and where they are looked into.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
+    /// Where they lie, as people are told.
+    fn place(&self) -> String;
+
     /// Writes the letters of a batch; durable when it returns. Writing the letters of a batch again has no effect.
     async fn write(&self, batch: &LetterBatch, letters: Vec<DeadLetter>) -> Result<()>;
 
     /// Notes how entries stand now. Noting the same again has no effect.
-    async fn mark(&self, _marks: &[Mark]) -> Result<()> {
-        Ok(())
-    }
+    async fn mark(&self, marks: &[Mark]) -> Result<()>;
+
+    /// All entries, oldest first.
+    async fn entries(&self) -> Result<Vec<Entry>>;
+
+    /// How the entries stand that have a mark, by their ids.
+    async fn standings(&self) -> Result<BTreeMap<String, Standing>>;
+
+    /// The records of an entry in their order, one JSON object each, as [`decode_record`] takes them.
+    async fn records(&self, entry: &Entry) -> Result<Vec<serde_json::Map<String, serde_json::Value>>>;
+
+    /// Removes entries with their records, whatever their age; returns how many there were.
+    async fn purge(&self, gone: &HashSet<String>) -> Result<u64>;
 
     /// What is there.
     async fn stats(&self) -> Result<DeadLetterStats>;
 
     /// Removes what is older than it is to be kept, where that is limited; returns how many entries were removed. `now_ms` is the time in
     /// milliseconds since the epoch. Called now and then; what fails is tried again the next time.
-    async fn expire(&self, _now_ms: i64) -> Result<u64> {
-        Ok(0)
-    }
+    async fn expire(&self, now_ms: i64) -> Result<u64>;
 }
 
 /// A timestamp as the entries have it: microseconds, UTC, without a suffix.

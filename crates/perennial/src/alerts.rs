@@ -296,9 +296,13 @@ impl Watchman {
         let email = settings.email.as_ref().map(|email| Mailer::new(email).map(|mailer| Kind::Email(Box::new(mailer))));
         let receiver = |kind| Receiver { kind, client: client.clone(), waiting: VecDeque::new() };
         let state = job.state.directory.as_deref().unwrap_or("./state");
-        let places =
-            [("checkpoint", job.checkpoint.as_str()), ("dead_letters", &job.dead_letters.path), ("state", state)];
-        let local = places.into_iter().filter(|(_, path)| !path.contains("://"));
+        let places = [
+            ("checkpoint", Some(job.checkpoint.as_str())),
+            ("dead_letters", job.dead_letters.directory()),
+            ("state", Some(state)),
+        ];
+        let local =
+            places.into_iter().filter_map(|(name, path)| Some((name, path?))).filter(|(_, path)| !path.contains("://"));
         Ok(Self {
             board,
             clock,

@@ -115,16 +115,18 @@ impl Found {
 ///
 /// # Errors
 /// Where an id is not there, or they cannot be read.
-pub async fn find(job: &Job, letters: &FileDeadLetters, filter: &Filter) -> Result<Vec<Found>> {
-    let mut marks: BTreeMap<String, Mark> = letters.marks().await?;
+pub async fn find(letters: &dyn DeadLetters, filter: &Filter) -> Result<Vec<Found>> {
+    let mut standings = letters.standings().await?;
     let entries = letters.entries().await?;
     if let Some(missing) = filter.ids.iter().find(|id| !entries.iter().any(|entry| entry.id == **id)) {
         return Err(Error::new(
             class::CONFIG_INVALID,
-            format!("there is no entry {missing} in {}: `perennial dlq list` shows all", job.dead_letters.path),
+            format!("there is no entry {missing} in {}: `perennial dlq list` shows all", letters.place()),
         ));
     }
-    let found = entries.into_iter().map(|entry| Found { mark: marks.remove(&entry.id), entry });
+    let found = entries
+        .into_iter()
+        .map(|entry| Found { mark: standings.remove(&entry.id).map(|standing| standing.mark), entry });
     Ok(found.filter(|found| filter.takes(found)).collect())
 }
 
@@ -132,15 +134,11 @@ pub async fn find(job: &Job, letters: &FileDeadLetters, filter: &Filter) -> Resu
 ///
 /// # Errors
 /// As [`find`].
-pub async fn to_replay(
-    job: &Job,
-    letters: &FileDeadLetters,
-    filter: &Filter,
-    force: bool,
-) -> Result<(Vec<Found>, Vec<Found>)> {
-    let replays = letters.replays().await?;
-    let often = |one: &Found| replays.get(&one.entry.id).is_some_and(|count| *count >= MOST_REPLAYS) && !force;
-    let found = find(job, letters, filter).await?.into_iter();
+pub async fn to_replay(letters: &dyn DeadLetters, filter: &Filter, force: bool) -> Result<(Vec<Found>, Vec<Found>)> {
+    let standings = letters.standings().await?;
+    let often =
+        |one: &Found| standings.get(&one.entry.id).is_some_and(|standing| standing.replays >= MOST_REPLAYS) && !force;
+    let found = find(letters, filter).await?.into_iter();
     Ok(found.filter(|one| one.is_open() || !filter.ids.is_empty()).partition(|one| !often(one)))
 }
 
@@ -151,20 +149,14 @@ pub async fn to_replay(
 /// Where records cannot be read or mended.
 pub async fn requests(
     job: &Job,
-    letters: &FileDeadLetters,
+    letters: &dyn DeadLetters,
     found: &[Found],
     sets: &[Set],
     progress: impl Fn(u64, u64),
 ) -> Result<BTreeMap<String, ReplayRequest>> {
     let mut by_query: BTreeMap<String, ReplayRequest> = BTreeMap::new();
     for (number, one) in found.iter().enumerate() {
-        let mut records = Vec::new();
-        for record in letters.records(&one.entry).await? {
-            let Value::Object(record) = record else {
-                return Err(Error::new(class::CHECKPOINT_CORRUPT, "a record of the dead letters is no object"));
-            };
-            records.push(record);
-        }
+        let mut records = letters.records(&one.entry).await?;
         if records.first().map(decode_record).transpose()?.is_some_and(|(source, ..)| source.starts_with(RESULT_OF)) {
             continue;
         }
@@ -197,7 +189,7 @@ pub struct Handed {
 /// Where that cannot be written.
 pub async fn hand_over(
     job: &Job,
-    letters: &FileDeadLetters,
+    letters: &dyn DeadLetters,
     requests: &BTreeMap<String, ReplayRequest>,
 ) -> Result<Vec<Handed>> {
     let env = job.checkpoint_env()?;

@@ -11,6 +11,7 @@ use datafusion::logical_expr::ScalarUDF;
 use perennial_connectors::format::Format;
 use perennial_core::alert::RULES;
 use perennial_core::config::{HumanDuration, Secret};
+use perennial_core::crash::CrashPoints;
 use perennial_core::expectation::OnViolation;
 use perennial_core::guarantee::Guarantee;
 use perennial_core::on_error::OnError;
@@ -420,9 +421,18 @@ impl Job {
         found.check(!self.checkpoint.trim().is_empty(), "checkpoint", || {
             ("the path is empty".into(), "name a directory or an `s3://` URL")
         });
-        found.check(!self.dead_letters.path.trim().is_empty(), "dead_letters.path", || {
+        let letters = &self.dead_letters;
+        found.check(letters.path.as_ref().is_none_or(|path| !path.trim().is_empty()), "dead_letters.path", || {
             ("the path is empty".into(), "name a directory")
         });
+        found.check(letters.path.is_none() || letters.postgres.is_none(), "dead_letters", || {
+            ("dead letters go to one place, and there are `path` and `postgres`".into(), "leave one of them out")
+        });
+        let opened =
+            letters.postgres.as_ref().map(|at| at.open(&self.name, letters.retention.0, CrashPoints::default()));
+        if let Some(Err(error)) = opened {
+            found.check(false, "dead_letters.postgres", || (error.to_string(), "mend the setting"));
+        }
         found.check(
             self.state.directory.as_ref().is_none_or(|path| !path.trim().is_empty()),
             "state.directory",

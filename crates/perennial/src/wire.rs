@@ -10,6 +10,7 @@ use perennial_connectors::journal::LocalJournal;
 use perennial_connectors::storage::{self, Lock, Storage, StorageOptions};
 use perennial_core::checkpoint::SourceLog;
 use perennial_core::control::Controls;
+use perennial_core::crash::CrashPoints;
 use perennial_core::dead_letter::{DeadLetters, FileDeadLetters, Journal};
 use perennial_core::env::Env;
 use perennial_core::error::{Error, ErrorKind, Result, ResultExt};
@@ -239,7 +240,7 @@ fn spec(
 #[derive(Clone)]
 pub(crate) struct Opened {
     pub env: Env,
-    pub dead_letters: Arc<FileDeadLetters>,
+    pub dead_letters: Arc<dyn DeadLetters>,
     pub controls: Arc<Controls>,
     /// The directory of the checkpoint, where it is on a local disk.
     pub local: Option<PathBuf>,
@@ -251,7 +252,7 @@ impl Opened {
         let checkpoint = open_storage(&job.checkpoint, "checkpoint")?;
         let mut env = world::env(checkpoint.store);
         env.crash = crash::from_environment()?;
-        let dead_letters = Arc::new(job.open_dead_letters()?.with_crash_points(env.crash.clone()));
+        let dead_letters = job.dead_letters_with(env.crash.clone())?;
         Ok(Self { env, dead_letters, controls: Arc::default(), local: checkpoint.local })
     }
 
@@ -293,15 +294,26 @@ fn state(job: &Job, memory: &Arc<MemoryBudget>) -> Result<StateOptions> {
 
 impl Job {
     /// The dead letters of the job, for looking into them.
-    pub fn open_dead_letters(&self) -> Result<FileDeadLetters> {
-        let path = &self.dead_letters.path;
+    ///
+    /// # Errors
+    /// Where they cannot be opened.
+    pub fn open_dead_letters(&self) -> Result<Arc<dyn DeadLetters>> {
+        self.dead_letters_with(CrashPoints::default())
+    }
+
+    fn dead_letters_with(&self, crash: CrashPoints) -> Result<Arc<dyn DeadLetters>> {
+        let retention = self.dead_letters.retention.0;
+        if let Some(postgres) = &self.dead_letters.postgres {
+            return postgres.open(&self.name, retention, crash).at(|| "dead_letters.postgres".into());
+        }
+        let path = self.dead_letters.directory().unwrap_or_default();
         let storage = open_storage(path, "dead_letters.path")?;
         let journal: Arc<dyn Journal> = match &storage.local {
             Some(dir) => Arc::new(LocalJournal::new(dir)),
             None => Arc::new(storage.store.clone()),
         };
-        let letters = FileDeadLetters::new(storage.store, journal, path.as_str());
-        Ok(letters.with_retention(self.dead_letters.retention.0))
+        let letters = FileDeadLetters::new(storage.store, journal, path);
+        Ok(Arc::new(letters.with_retention(retention).with_crash_points(crash)))
     }
 
     /// The world in which the job's checkpoint is, for leaving requests in it.

@@ -8,7 +8,7 @@ use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use perennial_core::Error;
 use perennial_core::checkpoint::{CheckpointLog, recover};
-use perennial_core::dead_letter::FileDeadLetters;
+use perennial_core::dead_letter::{DeadLetters, FileDeadLetters};
 use perennial_core::decode::Decoder;
 use perennial_core::error::{ErrorKind, class};
 use perennial_core::expectation::Expectations;

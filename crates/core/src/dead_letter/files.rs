@@ -12,19 +12,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
-use super::outcome::{self, Mark, Outcome};
-use super::record;
+use super::entry::entries_of;
+use super::outcome::{self, Mark, Outcome, Standing};
+use super::record::KeptRecord;
 use super::retention::{file_of, is_daily_file, is_expired};
-use super::{
-    DeadLetter, DeadLetterStats, DeadLetters, Entry, EntryContext, EntryError, EntrySummary, LetterBatch,
-    text_or_base64, timestamp_text,
-};
+use super::{DeadLetter, DeadLetterStats, DeadLetters, Entry, EntrySummary, LetterBatch};
 use crate::crash::{CrashPoint, CrashPoints};
-use crate::error::{Error, ErrorClass, Result};
-use crate::records::RecordPosition;
+use crate::error::{Error, Result};
 
 /// A file that only grows, line by line.
 #[async_trait]
@@ -144,73 +141,6 @@ impl FileDeadLetters {
         names.sort();
         Ok(names)
     }
-
-    /// All entries, oldest file first. One that is there twice, because a process wrote it while another one took over, is the same and
-    /// counts once.
-    pub async fn entries(&self) -> Result<Vec<Entry>> {
-        let (mut entries, mut known) = (Vec::new(), HashSet::new());
-        for name in self.daily_files().await? {
-            let content = self.journal.read(&name).await?;
-            let found = parse_entries(&content);
-            entries.extend(found.filter(|entry| known.insert(entry.id.clone())));
-        }
-        Ok(entries)
-    }
-
-    /// The newest mark of each entry that has one.
-    pub async fn marks(&self) -> Result<BTreeMap<String, Mark>> {
-        let content = self.journal.read(outcome::FILE).await?;
-        let marks = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Mark>(line).ok());
-        Ok(marks.map(|mark| (mark.entry.clone(), mark)).collect())
-    }
-
-    /// How often each entry was handed to its job.
-    pub async fn replays(&self) -> Result<BTreeMap<String, u64>> {
-        let content = self.journal.read(outcome::FILE).await?;
-        let marks = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Mark>(line).ok());
-        let mut replays = BTreeMap::new();
-        for mark in marks.filter(|mark| mark.outcome == Outcome::Replaying) {
-            *replays.entry(mark.entry).or_default() += 1;
-        }
-        Ok(replays)
-    }
-
-    /// Removes entries with their records, whatever their age; returns how many there were.
-    pub async fn purge(&self, gone: &HashSet<String>) -> Result<u64> {
-        let mut stats = self.stats.lock().await;
-        let mut removed = 0;
-        for name in self.daily_files().await? {
-            let content = self.journal.read(&name).await?;
-            let (go, stay): (Vec<Entry>, Vec<Entry>) =
-                parse_entries(&content).partition(|entry| gone.contains(&entry.id));
-            if go.is_empty() {
-                continue;
-            }
-            for entry in &go {
-                delete(self.objects.as_ref(), &Path::from(entry.records_object.as_str())).await?;
-            }
-            if stay.is_empty() {
-                self.journal.remove(&name).await?;
-            } else {
-                let lines = lines_of(&stay)?;
-                self.objects.put(&Path::from(name.as_str()), lines.into()).await?;
-            }
-            removed += go.len() as u64;
-            *stats = None;
-        }
-        Ok(removed)
-    }
-
-    /// The records of an entry, one JSON object each.
-    pub async fn records(&self, entry: &Entry) -> Result<Vec<Value>> {
-        let packed = self.objects.get(&Path::from(entry.records_object.as_str())).await?.bytes().await?;
-        let damaged = |what: String| {
-            Error::new(crate::error::class::CHECKPOINT_CORRUPT, format!("{}: {what}", entry.records_object))
-        };
-        let plain = zstd::decode_all(packed.as_ref()).map_err(|e| damaged(format!("does not decompress: {e}")))?;
-        let lines = plain.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| serde_json::from_slice(line).map_err(|e| damaged(format!("is not JSON: {e}")))).collect()
-    }
 }
 
 /// The entries of a daily file. Lines that are not entries are somebody else's and are passed over.
@@ -241,21 +171,18 @@ fn count(stats: &mut DeadLetterStats, entry: &Entry) {
 
 #[async_trait]
 impl DeadLetters for FileDeadLetters {
+    fn place(&self) -> String {
+        self.directory.clone()
+    }
+
     async fn write(&self, batch: &LetterBatch, letters: Vec<DeadLetter>) -> Result<()> {
         if letters.is_empty() {
             return Ok(());
         }
         let file = file_of(batch.timestamp_ms);
-        let mut by_class: BTreeMap<&'static str, (&'static ErrorClass, Vec<DeadLetter>)> = BTreeMap::new();
-        for letter in letters {
-            by_class.entry(letter.class.code).or_insert_with(|| (letter.class, Vec::new())).1.push(letter);
-        }
         let mut entries = Vec::new();
-        for (class, mut letters) in by_class.into_values() {
-            // Cores decode in any order; the file is in the order of the records.
-            letters.sort_by(|a, b| position_key(a).cmp(&position_key(b)));
-            let entry = entry(batch, class, &letters);
-            let packed = pack(batch, &letters)?;
+        for (entry, letters) in entries_of(batch, letters) {
+            let packed = pack(batch, letters)?;
             self.objects.put(&Path::from(entry.records_object.as_str()), packed.into()).await?;
             entries.push(entry);
         }
@@ -294,6 +221,64 @@ impl DeadLetters for FileDeadLetters {
         self.journal.append(outcome::FILE, lines_of(marks)?).await
     }
 
+    // One that is there twice, because a process wrote it while another one took over, is the same and counts once.
+    async fn entries(&self) -> Result<Vec<Entry>> {
+        let (mut entries, mut known) = (Vec::new(), HashSet::new());
+        for name in self.daily_files().await? {
+            let content = self.journal.read(&name).await?;
+            let found = parse_entries(&content);
+            entries.extend(found.filter(|entry| known.insert(entry.id.clone())));
+        }
+        Ok(entries)
+    }
+
+    async fn standings(&self) -> Result<BTreeMap<String, Standing>> {
+        let content = self.journal.read(outcome::FILE).await?;
+        let marks = content.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Mark>(line).ok());
+        let mut standings: BTreeMap<String, Standing> = BTreeMap::new();
+        for mark in marks {
+            let before = standings.get(&mark.entry).map_or(0, |standing| standing.replays);
+            let replays = before + u64::from(mark.outcome == Outcome::Replaying);
+            standings.insert(mark.entry.clone(), Standing { mark, replays });
+        }
+        Ok(standings)
+    }
+
+    async fn records(&self, entry: &Entry) -> Result<Vec<Map<String, Value>>> {
+        let packed = self.objects.get(&Path::from(entry.records_object.as_str())).await?.bytes().await?;
+        let damaged = |what: String| {
+            Error::new(crate::error::class::CHECKPOINT_CORRUPT, format!("{}: {what}", entry.records_object))
+        };
+        let plain = zstd::decode_all(packed.as_ref()).map_err(|e| damaged(format!("does not decompress: {e}")))?;
+        let lines = plain.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).map_err(|e| damaged(format!("is not JSON: {e}")))).collect()
+    }
+
+    async fn purge(&self, gone: &HashSet<String>) -> Result<u64> {
+        let mut stats = self.stats.lock().await;
+        let mut removed = 0;
+        for name in self.daily_files().await? {
+            let content = self.journal.read(&name).await?;
+            let (go, stay): (Vec<Entry>, Vec<Entry>) =
+                parse_entries(&content).partition(|entry| gone.contains(&entry.id));
+            if go.is_empty() {
+                continue;
+            }
+            for entry in &go {
+                delete(self.objects.as_ref(), &Path::from(entry.records_object.as_str())).await?;
+            }
+            if stay.is_empty() {
+                self.journal.remove(&name).await?;
+            } else {
+                let lines = lines_of(&stay)?;
+                self.objects.put(&Path::from(name.as_str()), lines.into()).await?;
+            }
+            removed += go.len() as u64;
+            *stats = None;
+        }
+        Ok(removed)
+    }
+
     async fn expire(&self, now_ms: i64) -> Result<u64> {
         let Some(retention) = self.retention else { return Ok(0) };
         let mut stats = self.stats.lock().await;
@@ -313,52 +298,12 @@ impl DeadLetters for FileDeadLetters {
     }
 }
 
-fn position_key(letter: &DeadLetter) -> (&str, i64, u64) {
-    match &letter.record.position {
-        RecordPosition::File { path, offset } => (path, 0, *offset),
-        RecordPosition::Kafka { topic, partition, offset, .. } => (topic, i64::from(*partition), *offset as u64),
-        RecordPosition::Sequence { name, number } => (name, 0, *number),
-    }
-}
-
-fn entry(batch: &LetterBatch, class: &'static ErrorClass, letters: &[DeadLetter]) -> Entry {
-    Entry {
-        batch_id: batch.batch,
-        timestamp: timestamp_text(batch.timestamp_ms * 1000),
-        error: EntryError {
-            class: class.code.into(),
-            message: letters.first().map(|l| l.message.clone()).unwrap_or_default(),
-            recommendation: class.recommendation.into(),
-            action: "Continue to next batch".into(),
-        },
-        context: EntryContext {
-            batch_id: batch.batch,
-            last_ts: timestamp_text(batch.last_timestamp_ms * 1000),
-            records_queried: batch.records_read,
-        },
-        sample_records: letters.iter().take(5).map(sample).collect(),
-        id: format!("{}-{}-{}", batch.query, batch.batch, class.code),
-        query: batch.query.clone(),
-        records: letters.len() as u64,
-        records_object: format!("records/{}/{:020}-{}.jsonl.zst", batch.query, batch.batch, class.code),
-        job_version: batch.job_version.clone(),
-    }
-}
-
-/// A record as people want to see it: the JSON itself where it is JSON.
-fn sample(letter: &DeadLetter) -> Value {
-    let Some(value) = &letter.record.value else { return Value::Null };
-    serde_json::from_slice(value).unwrap_or_else(|_| {
-        let (suffix, text) = text_or_base64(value);
-        json!({ format!("_raw{suffix}"): text })
-    })
-}
-
 /// The records, one JSON object a line, compressed.
-fn pack(batch: &LetterBatch, letters: &[DeadLetter]) -> Result<Vec<u8>> {
+fn pack(batch: &LetterBatch, letters: Vec<DeadLetter>) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
     for letter in letters {
-        serde_json::to_writer(&mut plain, &record::encode(batch, letter)).map_err(|e| Error::bug(e.to_string()))?;
+        let line = KeptRecord::new(batch, letter).to_json();
+        serde_json::to_writer(&mut plain, &line).map_err(|e| Error::bug(e.to_string()))?;
         plain.push(b'\n');
     }
     zstd::encode_all(plain.as_slice(), 3).map_err(|e| Error::bug(format!("dead letters do not compress: {e}")))
@@ -369,9 +314,10 @@ mod tests {
     use super::*;
     use crate::dead_letter::Stage;
     use crate::error::class;
-    use crate::records::RawRecord;
+    use crate::records::{RawRecord, RecordPosition};
     use futures::TryStreamExt;
     use object_store::memory::InMemory;
+    use serde_json::json;
 
     fn letter(offset: i64, value: &'static [u8]) -> DeadLetter {
         DeadLetter {

@@ -45,5 +45,14 @@ pub struct Mark {
     pub note: Option<String>,
 }
 
+/// How an entry stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The newest mark.
+    pub mark: Mark,
+    /// How often it was handed to its job.
+    pub replays: u64,
+}
+
 /// Name of the file with the marks.
 pub(super) const FILE: &str = "outcomes.json";

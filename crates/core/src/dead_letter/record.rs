@@ -7,42 +7,87 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::{DeadLetter, LetterBatch, text_or_base64, timestamp_text};
+use super::{DeadLetter, LetterBatch, Stage, text_or_base64, timestamp_text};
 use crate::error::{Error, Result, class};
 use crate::records::{RawRecord, RecordPosition};
+use crate::sink::BatchId;
 
-/// The letter with all that is known of it. Keys and values that are not UTF-8 stand in base64 under `…_base64`.
-pub(super) fn encode(batch: &LetterBatch, letter: &DeadLetter) -> Map<String, Value> {
-    let mut line = Map::new();
-    line.insert("query".into(), json!(batch.query));
-    line.insert("batch_id".into(), json!(batch.batch));
-    line.insert("source".into(), json!(letter.source));
-    match &letter.record.position {
-        RecordPosition::File { path, offset } => {
-            line.insert("path".into(), json!(path.as_ref()));
-            line.insert("offset".into(), json!(offset));
-        }
-        RecordPosition::Kafka { topic, partition, offset, timestamp } => {
-            line.insert("topic".into(), json!(topic.as_ref()));
-            line.insert("partition".into(), json!(partition));
-            line.insert("offset".into(), json!(offset));
-            line.insert("timestamp_ms".into(), json!(timestamp));
-        }
-        RecordPosition::Sequence { name, number } => {
-            line.insert("sequence".into(), json!(name.as_ref()));
-            line.insert("offset".into(), json!(number));
+/// A dead letter with all that is kept of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptRecord {
+    /// Name of the query.
+    pub query: String,
+    /// Number of the batch.
+    pub batch: BatchId,
+    /// Name of the source.
+    pub source: String,
+    /// The record, byte for byte.
+    pub record: RawRecord,
+    /// Where it failed.
+    pub stage: Stage,
+    /// Code of the class of the error.
+    pub class: String,
+    /// What was wrong.
+    pub message: String,
+    /// Expectations that it broke.
+    pub rules: Vec<String>,
+    /// When it failed, in milliseconds since the epoch.
+    pub first_seen_ms: i64,
+    /// Version of the job.
+    pub job_version: String,
+}
+
+impl KeptRecord {
+    /// What is kept of a letter of a batch.
+    pub fn new(batch: &LetterBatch, letter: DeadLetter) -> Self {
+        let DeadLetter { source, record, stage, class, message, rules } = letter;
+        Self {
+            query: batch.query.clone(),
+            batch: batch.batch,
+            source,
+            record,
+            stage,
+            class: class.code.to_owned(),
+            message,
+            rules,
+            first_seen_ms: batch.timestamp_ms,
+            job_version: batch.job_version.clone(),
         }
     }
-    for (name, bytes) in [("key", &letter.record.key), ("value", &letter.record.value)] {
-        set_bytes(&mut line, name, bytes.as_ref());
+
+    /// As a JSON object. Keys and values that are not UTF-8 stand in base64 under `…_base64`.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let mut line = Map::new();
+        line.insert("query".into(), json!(self.query));
+        line.insert("batch_id".into(), json!(self.batch));
+        line.insert("source".into(), json!(self.source));
+        match &self.record.position {
+            RecordPosition::File { path, offset } => {
+                line.insert("path".into(), json!(path.as_ref()));
+                line.insert("offset".into(), json!(offset));
+            }
+            RecordPosition::Kafka { topic, partition, offset, timestamp } => {
+                line.insert("topic".into(), json!(topic.as_ref()));
+                line.insert("partition".into(), json!(partition));
+                line.insert("offset".into(), json!(offset));
+                line.insert("timestamp_ms".into(), json!(timestamp));
+            }
+            RecordPosition::Sequence { name, number } => {
+                line.insert("sequence".into(), json!(name.as_ref()));
+                line.insert("offset".into(), json!(number));
+            }
+        }
+        for (name, bytes) in [("key", &self.record.key), ("value", &self.record.value)] {
+            set_bytes(&mut line, name, bytes.as_ref());
+        }
+        line.insert("stage".into(), json!(self.stage));
+        line.insert("error_type".into(), json!(self.class));
+        line.insert("message".into(), json!(self.message));
+        line.insert("rules".into(), json!(self.rules));
+        line.insert("first_seen".into(), json!(timestamp_text(self.first_seen_ms * 1000)));
+        line.insert("job_version".into(), json!(self.job_version));
+        line
     }
-    line.insert("stage".into(), json!(letter.stage));
-    line.insert("error_type".into(), json!(letter.class.code));
-    line.insert("message".into(), json!(letter.message));
-    line.insert("rules".into(), json!(letter.rules));
-    line.insert("first_seen".into(), json!(timestamp_text(batch.timestamp_ms * 1000)));
-    line.insert("job_version".into(), json!(batch.job_version));
-    line
 }
 
 /// Puts bytes under a name, as text where they are text.
@@ -103,7 +148,6 @@ pub fn decode(line: &Map<String, Value>) -> Result<(String, RawRecord)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead_letter::Stage;
 
     #[test]
     fn records_come_back_byte_for_byte() {
@@ -138,8 +182,8 @@ mod tests {
                     message: String::new(),
                     rules: Vec::new(),
                 };
-                let mut line = encode(&batch, &letter);
-                assert_eq!(decode(&line).unwrap(), ("readings".into(), letter.record.clone()));
+                let mut line = KeptRecord::new(&batch, letter.clone()).to_json();
+                assert_eq!(decode(&line).unwrap(), ("readings".into(), letter.record));
                 set_value(&mut line, &Bytes::from_static(b"\xfe"));
                 assert_eq!(decode(&line).unwrap().1.value.unwrap(), b"\xfe".as_slice());
             }

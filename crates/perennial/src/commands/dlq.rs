@@ -4,11 +4,12 @@ mod change;
 mod view;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Subcommand;
 use perennial::dlq::{self, Filter, Found};
 use perennial::{Job, run};
-use perennial_core::dead_letter::FileDeadLetters;
+use perennial_core::dead_letter::DeadLetters;
 use perennial_core::error::Result;
 
 use crate::terminal::Failure;
@@ -61,7 +62,7 @@ impl Dlq {
 /// The dead letters of a job.
 struct Letters {
     job: Job,
-    letters: FileDeadLetters,
+    letters: Arc<dyn DeadLetters>,
 }
 
 impl Letters {
@@ -73,6 +74,6 @@ impl Letters {
 
     /// The entries that a filter takes, oldest first.
     async fn find(&self, filter: &Filter) -> Result<Vec<Found>> {
-        dlq::find(&self.job, &self.letters, filter).await
+        dlq::find(self.letters.as_ref(), filter).await
     }
 }

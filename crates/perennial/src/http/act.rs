@@ -157,9 +157,9 @@ pub(super) async fn replay(
     let replayed = context.runtime.spawn(async move {
         let sets = body.set.iter().map(|set| dlq::Set::parse(set)).collect::<Result<Vec<_>, _>>()?;
         let letters = job.open_dead_letters()?;
-        let (found, left_out) = dlq::to_replay(&job, &letters, &body.filter, body.force).await?;
-        let requests = dlq::requests(&job, &letters, &found, &sets, |_, _| {}).await?;
-        let queries = dlq::hand_over(&job, &letters, &requests).await?;
+        let (found, left_out) = dlq::to_replay(letters.as_ref(), &body.filter, body.force).await?;
+        let requests = dlq::requests(&job, letters.as_ref(), &found, &sets, |_, _| {}).await?;
+        let queries = dlq::hand_over(&job, letters.as_ref(), &requests).await?;
         let left_out = left_out.into_iter().map(|one| one.entry.id).collect();
         Ok::<_, Error>(ReplayAnswer { queries, left_out })
     });

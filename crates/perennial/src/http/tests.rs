@@ -1,12 +1,12 @@
 //! The endpoints over a real socket, field by field.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use perennial_core::breaker::{Breaker, BreakerState, Part};
 use perennial_core::checkpoint::BatchCounts;
-use perennial_core::dead_letter::{DeadLetter, DeadLetterStats, EntrySummary, LetterBatch};
+use perennial_core::dead_letter::{DeadLetter, DeadLetterStats, Entry, EntrySummary, LetterBatch, Mark, Standing};
 use perennial_core::env::Clock;
 use perennial_core::error::{Error, Result, class};
 use perennial_core::offset::Offset;
@@ -43,6 +43,34 @@ struct Letters;
 
 #[async_trait]
 impl DeadLetters for Letters {
+    fn place(&self) -> String {
+        "./dlq".into()
+    }
+
+    async fn mark(&self, _: &[Mark]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn entries(&self) -> Result<Vec<Entry>> {
+        Ok(Vec::new())
+    }
+
+    async fn standings(&self) -> Result<BTreeMap<String, Standing>> {
+        Ok(BTreeMap::new())
+    }
+
+    async fn records(&self, _: &Entry) -> Result<Vec<serde_json::Map<String, Value>>> {
+        Ok(Vec::new())
+    }
+
+    async fn purge(&self, _: &HashSet<String>) -> Result<u64> {
+        Ok(0)
+    }
+
+    async fn expire(&self, _: i64) -> Result<u64> {
+        Ok(0)
+    }
+
     async fn write(&self, _: &LetterBatch, _: Vec<DeadLetter>) -> Result<()> {
         Ok(())
     }

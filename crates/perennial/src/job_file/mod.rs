@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
+use perennial_connectors::dead_letters::PostgresLetters;
 use perennial_connectors::format::Format;
 use perennial_connectors::registry::{SinkConfig, SourceConfig, TableConfig};
 use perennial_core::alert::Severity;
@@ -311,15 +312,26 @@ impl From<Trigger> for perennial_core::job::Trigger {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeadLetterSettings {
-    /// Directory of the dead letters.
-    pub path: String,
-    /// For how long entries and their records are kept. They are removed by whole days (UTC), so some stay up to a day longer.
+    /// Directory of the dead letters, or an `s3://` URL. Default: `./dlq`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Instead of `path`: dead letters in a PostgreSQL database. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresLetters>,
+    /// For how long entries and their records are kept. From files they are removed by whole days (UTC), so some stay up to a day longer.
     pub retention: HumanDuration,
 }
 
 impl Default for DeadLetterSettings {
     fn default() -> Self {
-        Self { path: "./dlq".into(), retention: HumanDuration(Duration::from_secs(30 * 86_400)) }
+        Self { path: None, postgres: None, retention: HumanDuration(Duration::from_secs(30 * 86_400)) }
+    }
+}
+
+impl DeadLetterSettings {
+    /// The directory or URL, where they go to files.
+    pub fn directory(&self) -> Option<&str> {
+        self.postgres.is_none().then(|| self.path.as_deref().unwrap_or("./dlq"))
     }
 }
 

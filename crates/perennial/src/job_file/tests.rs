@@ -178,7 +178,7 @@ fn a_minimal_job_is_a_source_a_query_and_a_sink() {
     assert_eq!(job.name, "small", "the file names it");
     assert_eq!(job.trigger, Trigger::AsFastAsPossible);
     assert_eq!(job.http.listen, "0.0.0.0:5001");
-    assert_eq!((job.dead_letters.path.as_str(), job.time_zone.as_str()), ("./dlq", "UTC"));
+    assert_eq!((job.dead_letters.directory(), job.time_zone.as_str()), (Some("./dlq"), "UTC"));
     assert!(job.parallelism > 0);
     assert_eq!(job.guarantee, None);
 }

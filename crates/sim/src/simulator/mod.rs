@@ -18,7 +18,7 @@ use object_store::path::Path;
 use parking_lot::Mutex;
 use perennial_core::checkpoint::{CheckpointLog, Recovery, recover};
 use perennial_core::crash::{CrashPoint, CrashPoints};
-use perennial_core::dead_letter::FileDeadLetters;
+use perennial_core::dead_letter::{DeadLetters, FileDeadLetters};
 use perennial_core::decode::Decoder;
 use perennial_core::env::Env;
 use perennial_core::error::{Error, ErrorKind, Result};

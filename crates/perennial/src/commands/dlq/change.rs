@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 
 use perennial::dlq::{self, Handed, MOST_REPLAYS, marks};
-use perennial_core::dead_letter::{DeadLetters, Outcome};
+use perennial_core::dead_letter::Outcome;
 use perennial_core::error::{Error, Result, class};
 use serde_json::{Value, json};
 
@@ -43,11 +43,11 @@ impl Replay {
     pub async fn execute(&self) -> Result<ExitCode, Failure> {
         let letters = Letters::of(&self.job)?;
         let sets = self.set.iter().map(|set| dlq::Set::parse(set)).collect::<Result<Vec<_>>>()?;
-        let (found, tired) = dlq::to_replay(&letters.job, &letters.letters, &self.filter, self.force).await?;
+        let (found, tired) = dlq::to_replay(letters.letters.as_ref(), &self.filter, self.force).await?;
 
         let bar = Bar::count("reading");
         let by_query =
-            dlq::requests(&letters.job, &letters.letters, &found, &sets, |done, of| bar.at(done, of)).await?;
+            dlq::requests(&letters.job, letters.letters.as_ref(), &found, &sets, |done, of| bar.at(done, of)).await?;
         drop(bar);
 
         let mut text = String::new();
@@ -69,7 +69,7 @@ impl Replay {
             }
         } else {
             for Handed { query, request, entries, records } in
-                dlq::hand_over(&letters.job, &letters.letters, &by_query).await?
+                dlq::hand_over(&letters.job, letters.letters.as_ref(), &by_query).await?
             {
                 text += &format!(
                     "{query}: {entries} entries with {records} records are handed to the job (request {request}); `perennial dlq list` tells what becomes of them\n"

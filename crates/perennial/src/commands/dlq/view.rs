@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use perennial_core::dead_letter::DeadLetters;
 use perennial_core::error::{Error, Result, class};
 use serde_json::{Value, json};
 
@@ -144,7 +143,7 @@ impl Show {
             one.status(),
         );
         for record in &records {
-            text.push_str(&format!("{record}\n"));
+            text.push_str(&format!("{}\n", Value::from(record.clone())));
         }
         if all > records.len() {
             text.push_str(&format!("… {} more (--limit)\n", all - records.len()));
@@ -240,7 +239,7 @@ impl Export {
         let mut count = 0;
         for one in letters.find(&self.filter).await? {
             for record in letters.letters.records(&one.entry).await? {
-                writeln!(lines, "{record}").map_err(|error| Error::bug(error.to_string()))?;
+                writeln!(lines, "{}", Value::from(record)).map_err(|error| Error::bug(error.to_string()))?;
                 count += 1;
             }
         }

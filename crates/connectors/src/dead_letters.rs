@@ -1,0 +1,5 @@
+//! Places of dead letters besides files.
+
+mod postgres;
+
+pub use postgres::PostgresLetters;

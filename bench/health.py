@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a load on /health costs a job: works a backlog off again and again, in silence and while it is asked 1,000 times a second.
 
-    bench/health.py [--records 3000000] [--rate 1000] [--rounds 3]
+    bench/health.py [--records 12000000] [--rate 1000] [--rounds 3]
 
 PERENNIAL is the perennial binary (default: the one that cargo builds for release). Prints for each run the seconds from start to end, the
 processor seconds of the job, the median and the longest time of a batch, and how fast the answers were; then the ratios of the best runs.
@@ -134,7 +134,7 @@ def run(perennial, home, name, rate):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=3_000_000)
+    parser.add_argument("--records", type=int, default=12_000_000)
     parser.add_argument("--rate", type=int, default=1000, help="requests per second")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

@@ -1105,24 +1105,32 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_fails_or_is_given_up_shows_no_file() {
-        let dir = tempfile::tempdir().unwrap();
         let rows = numbered(0, 70_000);
         for more in
             [json!({}), json!({"partition_by": ["value"], "max_partitions": 1_000_000}), json!({"format": "json"})]
         {
+            let dir = tempfile::tempdir().unwrap();
             let rows = if more["partition_by"].is_array() { numbered(0, 100) } else { rows.clone() };
             let sink = open(dir.path(), &rows, more);
             // So many that parts are in the storage already.
             let blocks = vec![rows; 40];
             let error = sink.write(&batch(0), failing_stream(blocks.clone())).await.unwrap_err();
             assert!(error.to_string().contains("the source went away"), "{error}");
-            assert!(files(dir.path()).is_empty(), "{:?}", files(dir.path()));
+            let visible = || files(dir.path()).into_iter().find(|name| !name.contains("/.") && !name.starts_with('.'));
+            assert_eq!(visible(), None);
+            // What was at work on a thread, out of sight, removes its file when it is done.
+            let gone = async {
+                while !files(dir.path()).is_empty() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let gone = tokio::time::timeout(std::time::Duration::from_secs(60), gone).await;
+            assert!(gone.is_ok(), "{:?}", files(dir.path()));
             let waiting = tokio::time::timeout(std::time::Duration::from_millis(300), async {
                 sink.write(&batch(0), hanging_stream(blocks.clone())).await
             });
             assert!(waiting.await.is_err());
-            let visible = files(dir.path()).into_iter().find(|name| !name.contains("/.") && !name.starts_with('.'));
-            assert_eq!(visible, None);
+            assert_eq!(visible(), None);
         }
     }
 

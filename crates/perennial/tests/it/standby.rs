@@ -134,7 +134,8 @@ fn who_stands_still_is_replaced_and_shut_out(checkpoint: &str) {
     active.signal("CONT");
     let (code, log) = active.end();
     assert_eq!(code, 1, "{log}");
-    assert!(log.contains("another process took the job over"), "{log}");
+    // It sees the other one's epoch in a query's checkpoint, or its term, whichever it looks at first.
+    assert!(log.contains("another process took"), "{log}");
     pair.give(&mut standby);
     stop(standby);
     pair.assert_exact();

@@ -24,7 +24,7 @@ queries:
     sink: {{ sqlite: {{ path: out.db, table: counts }} }}
 trigger: {{ every: 20ms }}
 checkpoint: {checkpoint}
-lease: 1 second
+lease: 3 seconds
 http: {{ listen: \"127.0.0.1:${{PORT}}\" }}
 "
     )

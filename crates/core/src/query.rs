@@ -1342,11 +1342,11 @@ async fn compare(
 ) -> Result<Option<Changes>> {
     // What Spark wrote has no digest: its state was compared when it was taken over.
     let differs = |entry: &OffsetEntry| !entry.plan.is_empty() && entry.plan != plan_digest;
+    let (rows, now) = (state.map_or(&[][..], |state| &state.rows), spec.plan.shape());
     let mut changes = None;
     if let Some(last) = last {
         same_sources(spec, last)?;
         if differs(last) {
-            let (rows, now) = (state.map_or(&[][..], |state| &state.rows), spec.plan.shape());
             changes = Some(match log.read_shape(&last.plan).await? {
                 Some(before) => shape::compare(&before, &now, rows),
                 None => shape::unknown(&now, rows),
@@ -1360,7 +1360,7 @@ async fn compare(
                 let begun = format!(
                     "batch {batch} was begun before the change and may have reached the sink; it would run again, as the query is now"
                 );
-                changes.get_or_insert_with(|| Changes::nothing(spec.plan.state().len())).lost.push(begun);
+                changes.get_or_insert_with(|| shape::compare(&now, &now, rows)).lost.push(begun);
             }
         }
     }

@@ -156,6 +156,27 @@ fn a_death_while_a_query_changes_loses_nothing() {
     }
 }
 
+/// A changed query begins a batch and dies, and the query is as it was again: the batch may be in the sink in another form, which needs consent;
+/// the state is that of the query, and stays.
+#[test]
+fn a_change_that_is_taken_back_keeps_the_state() {
+    let home = begun(&BEFORE);
+    home.write_job(
+        &Form { sql: "SELECT id % 2 AS k, count(*) AS n FROM input GROUP BY id % 2", table: "other", ..BEFORE }.job(),
+    );
+    home.give(10..20);
+    let mut command = home.command(&["run", "--available-now", "job.yaml"]);
+    let died = command.env("PERENNIAL_CRASH_AT", "offsets.after:1").output().unwrap();
+    assert_eq!(died.status.code(), None, "{}", stderr(&died));
+    home.write_job(&BEFORE.job());
+    let output = home.run();
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains("was begun before the change"), "{}", stderr(&output));
+    let output = home.command(&["run", "--available-now", "--accept-state-changes", "job.yaml"]).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(rows(&home, "results"), numbers(&[&[0, 10, 90, 18], &[1, 10, 100, 19]]));
+}
+
 #[test]
 fn what_cannot_be_kept_needs_consent() {
     let others = [
